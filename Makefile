@@ -1,0 +1,61 @@
+# Needs Python 3.11, git and make. Everything else is installed into .venv, or, for the tests, by apt-get where we are root.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PEERS := .venv-peers
+PIP := -m pip --quiet --disable-pip-version-check --no-input
+RABBITMQ := /usr/lib/rabbitmq/bin/rabbitmq-server
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format bench rabbitmq clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/installed ## See it at work: kills everywhere, nothing lost; under a minute, nothing to start
+	@$(BIN)/taskq demo
+
+test: $(VENV)/installed-for-tests rabbitmq lint ## Lint, then run every test
+	$(BIN)/pytest
+
+lint: $(VENV)/installed-for-tests ## Check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pyright tests/typing/accepted.py
+
+format: $(VENV)/installed-for-tests ## Bring the source into its form
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/installed-for-tests $(PEERS)/installed rabbitmq ## Compare with Celery, Dramatiq and Huey on this machine
+	$(BIN)/python -m tests.benchmarks --peers $(PEERS)/bin/python
+
+clean: ## Remove what make made
+	rm -rf $(VENV) $(PEERS) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# Without the server the tests that need it fail and say so; the others are worth running all the same.
+rabbitmq:
+	@[ -x $(RABBITMQ) ] || .ci/debian-package rabbitmq-server || true
+
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python $(PIP) install --editable .
+	@touch $@
+
+$(VENV)/installed-for-tests: $(VENV)/installed
+	$(BIN)/python $(PIP) install --group test
+	@touch $@
+
+$(PEERS)/installed: pyproject.toml | $(PEERS)/bin/python
+	$(PEERS)/bin/python $(PIP) install --group peers
+	@touch $@
+
+# Debian has the venv module in a package of its own, and its pip is too old to know dependency groups.
+%/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "taskq needs Python 3.11 or newer; name one: make PYTHON=/path/to/python")'
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || .ci/debian-package python3-venv
+	$(PYTHON) -m venv --clear $*
+	@$@ $(PIP) install --upgrade 'pip>=25.1' || { rm -rf $*; exit 1; }

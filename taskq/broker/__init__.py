@@ -1,0 +1,55 @@
+"""The brokers, and the only place that knows Kombu. The rest of taskq sees ``interface``.
+
+Drivers are imported when a URL asks for them, so that ``import taskq`` stays fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from taskq.broker.interface import Consumer, Decode, Session
+from taskq.config import Settings
+
+
+def open_session(settings: Settings, timeout: float) -> Session:
+    """Connect to the broker to publish; raises ``BrokerUnreachable`` after ``timeout`` seconds."""
+    if settings.broker.startswith("sqlite:"):
+        from taskq.broker.sqlite.session import SqliteSession
+
+        return SqliteSession(settings, timeout)
+    from taskq.broker.amqp.session import AmqpSession
+
+    return AmqpSession(settings, timeout)
+
+
+def open_consumer(settings: Settings, queues: Sequence[str]) -> Consumer:
+    """A consumer of these queues, not yet connected."""
+    if settings.broker.startswith("sqlite:"):
+        from taskq.broker.sqlite.consumer import SqliteConsumer
+
+        return SqliteConsumer(settings, queues)
+    from taskq.broker.amqp.consumer import AmqpConsumer
+
+    return AmqpConsumer(settings, queues)
+
+
+def decoder(settings: Settings) -> Decode:
+    """What reads the bytes of this broker's deliveries."""
+    if settings.broker.startswith("sqlite:"):
+        from taskq.broker.sqlite.properties import decode as decode_sqlite
+
+        return decode_sqlite
+    from taskq.broker.amqp.properties import decode as decode_amqp
+
+    return decode_amqp
+
+
+def identifier(settings: Settings) -> Callable[[bytes], str | None]:
+    """What reads the task id alone out of a delivery's properties."""
+    if settings.broker.startswith("sqlite:"):
+        from taskq.broker.sqlite.properties import correlation_id as correlation_id_sqlite
+
+        return correlation_id_sqlite
+    from taskq.broker.amqp.properties import correlation_id as correlation_id_amqp
+
+    return correlation_id_amqp

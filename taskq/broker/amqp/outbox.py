@@ -1,0 +1,88 @@
+"""Publishing on one channel in confirm mode, without waiting: a publication goes out, its receipt says what became of it.
+
+A message is persistent and mandatory. Where the broker has lost the queue since it was declared, the queue is declared again
+and the message sent once more, within the same receipt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from amqp.exceptions import MessageNacked
+
+from taskq.broker.amqp.topology import Topology, check_route
+from taskq.config import Settings, masked
+from taskq.errors import BrokerError, PublishRejected, Unroutable
+from taskq.message import Message, Publication
+
+PERSISTENT = 2
+
+
+class Receipt:
+    """The broker's answer to some publications. ``unanswered`` are those without one, ``refused`` is why one was refused."""
+
+    def __init__(self, publications: Iterable[Publication]) -> None:
+        self.unanswered = {id(publication): publication for publication in publications}
+        self.refused: BrokerError | None = None
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether the broker has taken responsibility for every message; raises ``BrokerError`` if it refused one."""
+        if self.refused is not None:
+            raise self.refused
+        return not self.unanswered
+
+
+class Outbox:
+    """One channel's publications."""
+
+    def __init__(self, channel: Any, settings: Settings) -> None:
+        self._settings = settings
+        self._topology = Topology(channel, settings)
+        self._channel = channel
+        # without a limit: what is on its way at once is the caller's choice, who must not wait here
+        self._batch = channel.create_publish_batch(max_size=2**62)
+        self._batch.on_answer = self._answered
+
+    def send(self, publications: Iterable[Publication]) -> Receipt:
+        """Into the connection's buffer; its ``flush`` sends it."""
+        # encoded first: what cannot be encoded raises before anything is on its way
+        prepared = []
+        for publication in publications:
+            check_route(publication)
+            prepared.append((publication, self._prepare(publication.message)))
+        receipt = Receipt(publication for publication, _ in prepared)
+        for publication, outgoing in prepared:
+            outgoing.origin = publication, receipt, False
+            self._send(publication, outgoing)
+        return receipt
+
+    def _send(self, publication: Publication, outgoing: Any) -> None:
+        exchange, routing_key = self._topology.route(publication)
+        self._batch.publish(outgoing, exchange, routing_key, mandatory=True)
+
+    def _prepare(self, message: Message) -> Any:
+        return self._channel.prepare_message(
+            message.body,
+            message.priority,
+            message.content_type,
+            message.content_encoding,
+            message.headers,
+            {"delivery_mode": PERSISTENT, "correlation_id": message.correlation_id, "reply_to": message.reply_to},
+        )
+
+    def _answered(self, outgoing: Any, refusal: Exception | None) -> None:
+        publication, receipt, again = outgoing.origin
+        if refusal is None:
+            receipt.unanswered.pop(id(publication), None)
+            return
+        url = masked(self._settings.broker)
+        if isinstance(refusal, MessageNacked):
+            receipt.refused = PublishRejected(f"{url} refused a message for queue {publication.queue!r}: is the queue full?")
+        elif again:
+            receipt.refused = Unroutable(f"{url} found no queue {publication.queue!r} for a message: {refusal}")
+        else:
+            self._topology.forget(publication.queue)
+            outgoing.origin = publication, receipt, True
+            self._send(publication, outgoing)

@@ -1,0 +1,104 @@
+"""The application's side of RabbitMQ: one connection that publishes and waits for the confirmations.
+
+After an error a session is of no further use; the publisher opens another one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from amqp.exceptions import NotFound
+
+from taskq.broker.amqp.connection import BROKEN, close, connect
+from taskq.broker.amqp.outbox import Outbox, Receipt
+from taskq.broker.amqp.topology import check_priority, refusal
+from taskq.config import Settings, masked
+from taskq.errors import BrokerError, ConnectionLost, PublishTimeout
+from taskq.message import Publication
+
+
+class AmqpSession:
+    """Connects at once, for at most ``timeout`` seconds. Raises ``BrokerUnreachable``."""
+
+    def __init__(self, settings: Settings, timeout: float) -> None:
+        self._settings = settings
+        # no heartbeats: nobody sends any between two calls
+        self._connection = connect(
+            settings, timeout=timeout, heartbeat=0, silence=settings.publish_timeout / 2, name="publisher"
+        )
+        try:
+            self._outbox = Outbox(self._connection.channel(), settings)
+        except BROKEN as error:
+            self._connection.collect()
+            raise refusal(error, settings) from error
+
+    def publish(self, publications: Sequence[Publication], deadline: float) -> None:
+        """Declare, publish and wait for every confirmation, until ``time.monotonic()`` is ``deadline``.
+
+        Raises ``UnsupportedFeature`` before anything is sent, ``PublishTimeout``, ``Unroutable``, ``PublishRejected``,
+        ``QueueMismatch`` and ``ConnectionLost``.
+        """
+        for publication in publications:
+            check_priority(publication, self._settings)
+        self._greet(deadline)
+        receipt = Receipt(publications)
+        try:
+            receipt = self._outbox.send(publications)
+            while not receipt.confirmed:
+                self._connection.drain_events()
+        except TimeoutError as error:
+            self._connection.collect()
+            raise PublishTimeout(self._timed_out(len(receipt.unanswered))) from error
+        except BROKEN as error:
+            broken = self._broken(error)
+            if isinstance(broken, ConnectionLost):
+                broken.unconfirmed = tuple(receipt.unanswered.values())
+            raise broken from error
+
+    def depth(self, queue: str) -> int | None:
+        """How many messages are ready in the queue, or None where there is no such queue."""
+        return self._ask(lambda channel: channel.queue_declare(queue, passive=True).message_count)
+
+    def purge(self, queue: str) -> int:
+        """Delete the ready messages of the queue; returns how many. A queue that does not exist holds none."""
+        return self._ask(lambda channel: channel.queue_purge(queue)) or 0
+
+    def close(self) -> None:
+        """Close the connection; waits for the broker's goodbye for at most a second."""
+        close(self._connection)
+
+    def _greet(self, deadline: float) -> None:
+        """Read what came in while nobody looked: a broker that went away, or that blocks publishers, shows before we send."""
+        self._connection.deadline = deadline
+        try:
+            while self._connection.pump():
+                self._connection.dispatch()
+        except BROKEN as error:
+            broken = self._broken(error)
+            if isinstance(broken, ConnectionLost):
+                broken.in_doubt = False
+            raise broken from error
+
+    def _ask(self, question: Callable[[Any], int]) -> int | None:
+        """One question on a channel of its own: "no such queue" closes that channel, and nothing else."""
+        self._connection.deadline = time.monotonic() + self._settings.publish_timeout
+        try:
+            with self._connection.channel() as channel:
+                return question(channel)
+        except NotFound:
+            return None
+        except BROKEN as error:
+            raise self._broken(error) from error
+
+    def _broken(self, error: Exception) -> BrokerError:
+        self._connection.collect()
+        return refusal(error, self._settings)
+
+    def _timed_out(self, count: int) -> str:
+        url, timeout = masked(self._settings.broker), self._settings.publish_timeout
+        text = f"{url} did not confirm {count} message(s) within publish_timeout={timeout:g} s"
+        if self._connection.blocked:
+            return f"{text}: it blocks publishers ({self._connection.blocked}); free memory or disk space on the broker"
+        return text

@@ -1,0 +1,183 @@
+"""Publishing from an application: any thread, before and after ``fork``, within one deadline, over a pool of sessions.
+
+A call returns once the broker has taken responsibility for every message. A session that broke is replaced. Where the
+connection broke after messages were sent, they are sent again, with the same task ids: the broker may or may not have taken
+them, the caller asked for them to be there, and a task that runs twice is within the promise of at least once, while a lost
+one is not.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from taskq.broker.interface import Session
+from taskq.config import Settings, masked
+from taskq.errors import BrokerUnreachable, ConnectionLost, UnsupportedFeature
+from taskq.message import Publication
+
+T = TypeVar("T")
+OpenSession = Callable[[Settings, float], Session]
+#: Sessions kept open between calls; more are opened when more threads publish at once, and closed afterwards.
+MAX_IDLE = 8
+
+
+class Publisher:
+    """Publishes through sessions of one broker, each used by one thread at a time."""
+
+    def __init__(self, settings: Settings, open_session: OpenSession) -> None:
+        self._settings = settings
+        self._open_session = open_session
+        self._lock = threading.Lock()
+        self._idle: list[Session] = []
+        self._inherited: list[list[Session]] = []
+        _publishers.add(self)
+
+    def publish(self, publications: Sequence[Publication]) -> None:
+        """Returns once the broker has taken responsibility for every message, within ``publish_timeout`` seconds.
+
+        Raises ``BrokerUnreachable``, ``PublishTimeout``, ``Unroutable``, ``PublishRejected``, ``QueueMismatch``,
+        ``UnsupportedFeature`` and ``ConnectionLost``.
+        """
+        deadline = time.monotonic() + self._settings.publish_timeout
+        remaining = tuple(publications)
+        in_doubt: ConnectionLost | None = None
+        while remaining:
+            try:
+                self._with_session(functools.partial(_publish, remaining, deadline), deadline)
+                remaining = ()
+            except ConnectionLost as error:
+                if error.in_doubt:
+                    in_doubt = error
+                if time.monotonic() >= deadline:
+                    raise
+                if error.unconfirmed is not None:
+                    remaining = error.unconfirmed
+            except BrokerUnreachable as error:
+                if in_doubt is None:
+                    raise
+                raise ConnectionLost(f"{in_doubt} before it confirmed; the message may exist. Then: {error}") from in_doubt
+
+    def depth(self, queue: str) -> int | None:
+        """How many messages are ready in the queue, or None where there is no such queue."""
+        return self._ask(lambda session: session.depth(queue))
+
+    def purge(self, queue: str) -> int:
+        """Delete the ready messages of the queue; returns how many."""
+        return self._ask(lambda session: session.purge(queue))
+
+    def close(self) -> None:
+        """Close the idle connections; a later call opens new ones."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for session in idle:
+            session.close()
+
+    def _ask(self, question: Callable[[Session], T]) -> T:
+        deadline = time.monotonic() + self._settings.publish_timeout
+        while True:
+            try:
+                return self._with_session(question, deadline)
+            except ConnectionLost:
+                if time.monotonic() >= deadline:
+                    raise
+
+    def _with_session(self, use: Callable[[Session], T], deadline: float) -> T:
+        session = self._take(deadline)
+        try:
+            answer = use(session)
+        except UnsupportedFeature:
+            self._put_back(session)
+            raise
+        except BaseException:
+            # KeyboardInterrupt too: a session that was left in the middle would mix up the next call's answers
+            session.close()
+            raise
+        self._put_back(session)
+        return answer
+
+    def _take(self, deadline: float) -> Session:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        return self._connect(deadline)
+
+    def _put_back(self, session: Session) -> None:
+        with self._lock:
+            if len(self._idle) < MAX_IDLE:
+                self._idle.append(session)
+                return
+        session.close()
+
+    def _connect(self, deadline: float) -> Session:
+        """Connect in a thread that can be given up: name service and TLS know no deadline."""
+        timeout = max(0.0, deadline - time.monotonic())
+        attempt = _Attempt(lambda: self._open_session(self._settings, timeout))
+        session = attempt.result(timeout)
+        if session is None:
+            raise BrokerUnreachable(f"cannot reach {masked(self._settings.broker)}: no answer within {timeout:.3g} s")
+        return session
+
+    def after_fork_in_child(self) -> None:
+        """The parent's sessions stay the parent's: never used here, and never closed, which would close them for the parent."""
+        self._lock = threading.Lock()
+        self._inherited.append(self._idle)
+        self._idle = []
+
+
+def _publish(publications: Sequence[Publication], deadline: float, session: Session) -> None:
+    session.publish(publications, deadline)
+
+
+class _Attempt:
+    """One connection attempt in a daemon thread. What it opens after it was given up is closed at once."""
+
+    def __init__(self, open_session: Callable[[], Session]) -> None:
+        self._open_session = open_session
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        self._given_up = False
+        self._session: Session | None = None
+        self._error: BaseException | None = None
+        threading.Thread(target=self._run, name="taskq-connect", daemon=True).start()
+
+    def result(self, timeout: float) -> Session | None:
+        """The session, or None if there is none after ``timeout`` seconds; raises what connecting raised."""
+        try:
+            self._done.wait(timeout)
+        finally:
+            with self._lock:
+                self._given_up = not self._done.is_set()
+        if self._error is not None:
+            raise self._error
+        return self._session
+
+    def _run(self) -> None:
+        session, error = None, None
+        try:
+            session = self._open_session()
+        except BaseException as raised:  # noqa: BLE001 - raised again in the thread that waits
+            error = raised
+        with self._lock:
+            self._session, self._error = session, error
+            self._done.set()
+            unwanted = self._given_up
+        if unwanted and session is not None:
+            session.close()
+
+
+_publishers: weakref.WeakSet[Publisher] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for publisher in _publishers:
+        publisher.after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,68 @@
+"""The command group, and the border where errors become one line on standard error.
+
+Exit codes: 0 done, 1 what was asked for could not be had, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+import click
+
+from taskq.errors import TaskqError
+
+INTERRUPTED: Final = 130
+
+#: Each command with its module, imported only when it is called so that every other command starts fast.
+COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
+    "demo": ("taskq.cli.demo", "See it at work: kills everywhere, nothing lost."),
+    "worker": ("taskq.cli.worker", "Run the tasks of an application."),
+    "send": ("taskq.cli.send", "Send a call of a task."),
+    "result": ("taskq.cli.result", "Print how a task ended."),
+    "queues": ("taskq.cli.queues", "Show how many messages wait, and how many are dead."),
+    "purge": ("taskq.cli.queues", "Delete the messages of a queue."),
+    "config": ("taskq.cli.config", "Show each setting's value and where it came from."),
+}
+
+
+class _Commands(click.Group):
+    """The commands, and the border around them: a mistake of the user's gets a message, not a traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # click's signature
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  # click's signature
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TaskqError as error:
+            raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            ctx.exit(INTERRUPTED)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="taskq-core", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Background tasks that survive crashes.
+
+    \b
+    Examples:
+      taskq demo
+      taskq worker -A shop.app:app
+      taskq send -A shop.app:app shop.app.add --args '[1, 2]' --wait
+
+    Without -A, a command works on the broker that TASKQ_BROKER names, or else on the SQLite file in your state directory.
+    Every setting has one name: max_crashes in TaskQ(...), TASKQ_MAX_CRASHES in the environment, --max-crashes here.
+    """

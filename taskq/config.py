@@ -1,0 +1,188 @@
+"""Settings: one frozen value, each setting with one name.
+
+A setting is a keyword of ``TaskQ(...)``, an environment variable ``TASKQ_<NAME>`` and, where it concerns a command, an
+option ``--<name>``. The command line wins over the environment, the environment over the keyword, the keyword over the default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+from taskq.errors import ConfigurationError
+
+Source = Literal["default", "keyword", "environment", "command line"]
+BROKER_SCHEMES = ("sqlite", "amqp", "amqps")
+BACKEND_SCHEMES = ("sqlite",)
+
+
+def state_database() -> Path:
+    """Where the embedded default keeps its file: the same place whatever the working directory."""
+    if sys.platform == "darwin":
+        base = Path.home() / "Library" / "Application Support"
+    else:
+        base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return base / "taskq" / "taskq.db"
+
+
+def cpu_count() -> int:
+    """The processors this process may use, at least one."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _setting(default: Any, about: str) -> Any:
+    return field(default=default, metadata={"about": about})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The effective settings. ``sources`` says for each where its value came from."""
+
+    broker: str = _setting(
+        "", "broker URL: sqlite:///file.db, amqp:// or amqps://; empty: one SQLite file in the user's state directory"
+    )
+    backend: str = _setting("", "result backend URL, or 'off'; empty: the broker's file if it is SQLite, else off")
+    default_queue: str = _setting("default", "the queue of tasks that name none")
+    publish_timeout: float = _setting(5.0, "seconds for connect, declare, publish and confirm together")
+    max_message_bytes: int = _setting(1_048_576, "largest encoded message in bytes; larger ones are refused at the call")
+    queue_type: Literal["quorum", "classic"] = _setting(
+        "quorum", "RabbitMQ queue type; classic shares queues with a Celery fleet"
+    )
+    queue_max_priority: int = _setting(0, "x-max-priority of classic RabbitMQ queues; 0: no priorities there")
+    delivery_limit: int = _setting(1000, "x-delivery-limit of quorum queues: the backstop behind max_crashes")
+    result_ttl: float = _setting(86_400.0, "seconds that a result is kept, from the end of the task")
+    queues: str = _setting("", "queues a worker consumes, separated by commas; empty: every queue that a task of the app names")
+    concurrency: int = _setting(0, "child processes of a worker; 0: one per processor")
+    start_method: Literal["fork", "spawn"] = _setting(
+        "spawn" if sys.platform == "darwin" else "fork",
+        "how children start: forked from a process that imported the app, or fresh",
+    )
+    grace: float = _setting(25.0, "seconds that running tasks get to finish after SIGTERM or SIGINT")
+    max_crashes: int = _setting(3, "how many processes a task may take down before it is dead-lettered")
+    unknown_task_ttl: float = _setting(300.0, "seconds that a task no worker knows is given back, before it is dead-lettered")
+    prefetch: int = _setting(64, "most messages in custody per child; short tasks only, long ones get one each")
+    heartbeat: float = _setting(10.0, "seconds between AMQP heartbeats; a dead connection is noticed after twice that")
+    log_format: Literal["console", "json"] = _setting("console", "how log lines look")
+    log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "the least severe log lines shown")
+    sources: Mapping[str, Source] = field(default_factory=dict, repr=False)
+
+    @property
+    def backend_url(self) -> str | None:
+        """The URL that results go to, or None where results are off."""
+        return None if self.backend == "off" else self.backend
+
+    @property
+    def queue_names(self) -> tuple[str, ...]:
+        """The queues of the setting ``queues``, without duplicates; empty where it is not set."""
+        return tuple(dict.fromkeys(name.strip() for name in self.queues.split(",") if name.strip()))
+
+
+NAMES = tuple(f.name for f in dataclasses.fields(Settings) if f.name != "sources")
+ABOUT: Mapping[str, str] = {f.name: f.metadata["about"] for f in dataclasses.fields(Settings) if f.name != "sources"}
+DEFAULTS: Mapping[str, Any] = {f.name: f.default for f in dataclasses.fields(Settings) if f.name != "sources"}
+_TYPES = get_type_hints(Settings)
+#: Environment variables with the prefix that are not settings.
+_OTHER_VARIABLES = frozenset({"TASKQ_APP"})
+
+
+def load(
+    keywords: Mapping[str, Any],
+    *,
+    environment: Mapping[str, str] | None = None,
+    command_line: Mapping[str, Any] | None = None,
+) -> Settings:
+    """The effective settings out of their sources.
+
+    Raises ``ConfigurationError`` for an unknown name (naming the nearest) and for a value of the wrong kind.
+    """
+    environment = os.environ if environment is None else environment
+    values: dict[str, Any] = {}
+    sources: dict[str, Source] = dict.fromkeys(NAMES, "default")
+
+    def take(name: str, value: Any, source: Source, called: str) -> None:
+        if name not in NAMES:
+            raise ConfigurationError(f"unknown setting {called}{_nearest(name)}")
+        values[name] = _convert(name, value, called)
+        sources[name] = source
+
+    for name, value in keywords.items():
+        if value is not None:
+            take(name, value, "keyword", f"{name}=")
+    for variable, value in environment.items():
+        if variable.startswith("TASKQ_") and variable not in _OTHER_VARIABLES:
+            take(variable.removeprefix("TASKQ_").lower(), value, "environment", variable)
+    for name, value in (command_line or {}).items():
+        if value is not None:
+            take(name, value, "command line", f"--{name.replace('_', '-')}")
+    return _checked({**DEFAULTS, **values}, sources)
+
+
+def _checked(values: dict[str, Any], sources: dict[str, Source]) -> Settings:
+    """Fills in what depends on other settings, and refuses what cannot work."""
+    if not values["broker"]:
+        values["broker"] = f"sqlite:///{state_database()}"
+    _check_scheme("broker", values["broker"], BROKER_SCHEMES)
+    if not values["backend"]:
+        values["backend"] = values["broker"] if values["broker"].startswith("sqlite:") else "off"
+    if values["backend"] != "off":
+        _check_scheme("backend", values["backend"], BACKEND_SCHEMES)
+    for name in ("publish_timeout", "max_message_bytes", "result_ttl", "max_crashes", "prefetch", "delivery_limit"):
+        if values[name] <= 0:
+            raise ConfigurationError(f"{name} must be above 0, not {values[name]}")
+    for name in ("concurrency", "grace", "unknown_task_ttl", "queue_max_priority", "heartbeat"):
+        if values[name] < 0:
+            raise ConfigurationError(f"{name} must not be negative, not {values[name]}")
+    if values["queue_max_priority"] and values["queue_type"] == "quorum" and values["broker"].startswith("amqp"):
+        raise ConfigurationError("queue_max_priority needs queue_type='classic': RabbitMQ's quorum queues have no priorities")
+    values["concurrency"] = values["concurrency"] or cpu_count()
+    return Settings(**values, sources=sources)
+
+
+def _check_scheme(name: str, url: str, schemes: tuple[str, ...]) -> None:
+    scheme = url.partition("://")[0]
+    if "://" not in url or scheme not in schemes:
+        known = ", ".join(f"{s}://" for s in schemes)
+        raise ConfigurationError(f"{name}={masked(url)!r} is not a URL that taskq speaks; it speaks {known}")
+
+
+def _convert(name: str, value: Any, called: str) -> Any:
+    wanted = _TYPES[name]
+    if choices := get_args(wanted):
+        if value not in choices:
+            raise ConfigurationError(f"{called} must be one of {', '.join(choices)}, not {value!r}")
+        return value
+    if wanted is str:
+        return ",".join(value) if isinstance(value, (list, tuple)) else str(value)
+    try:
+        number = wanted(value)
+        exact = math.isfinite(number) and (isinstance(value, str) or number == value)
+    except (TypeError, ValueError, OverflowError):
+        exact = False
+    if not exact:
+        kind = {"int": "a whole number", "float": "a number"}[wanted.__name__]
+        raise ConfigurationError(f"{called} must be {kind}, not {value!r}")
+    return number
+
+
+def _nearest(name: str) -> str:
+    near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; the settings are {', '.join(NAMES)}"
+
+
+# Up to the last "@": a password that holds "@" or "/" unescaped is wrong in a URL, but it is still a password.
+_PASSWORD = re.compile(r'(://[^\s"/:@]*):[^\s"]*@')
+
+
+def masked(text: str) -> str:
+    """The text with the passwords of its URLs hidden: fit for logs, errors and screens."""
+    return _PASSWORD.sub(r"\1:***@", text) if "://" in text else text

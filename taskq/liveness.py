@@ -1,0 +1,267 @@
+"""Who is alive, and how to wake them: one named pipe (FIFO) for each consumer and each waiter of a database.
+
+The pipes stand in the folder ``<file>.live`` beside the database. Each is held open and locked (``flock``) by its owner alone,
+so the kernel drops the lock the moment the owner dies, however it dies. Writing a byte wakes the owner. A peer that holds the
+pipe's other end is told by the kernel at once when the last reader, the owner, is gone: no polling. Invariant: the lock
+alone decides who is dead, and what the dead held is released by whoever takes their lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import selectors
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal
+
+from taskq.errors import DatabaseError
+from taskq.sqlite import Database
+
+#: What a byte in a pipe says: there is a message or a result; a delayed message came in; a new consumer appeared.
+READY, DUE, PEERS = b"m", b"d", b"p"
+#: Reported by ``Watch.poll`` beside the bytes: a peer's pipe has lost its owner.
+DEATH = b"x"
+
+Kind = Literal["consumer", "waiter"]
+_OWNERS = {"consumer": "select distinct owner from consumers", "waiter": "select distinct waiter from waiters"}
+_RELEASE = "update messages set owner = null, redelivered = 1 where owner = ? returning queue"
+
+# Known to the module because Python's fork hooks take no arguments.
+_pipes: weakref.WeakValueDictionary[int, Pipe] = weakref.WeakValueDictionary()
+
+
+def folder_of(database: Database) -> Path:
+    """Where the pipes of a database stand."""
+    return database.path.with_name(f"{database.path.name}.live")
+
+
+class Pipe:
+    """The sign of life of one consumer or waiter, from construction to ``close``. ``id`` is unique for ever."""
+
+    def __init__(self, folder: Path, kind: Kind) -> None:
+        try:
+            folder.mkdir(exist_ok=True)
+            while not self._create(folder, kind):
+                pass
+        except OSError as error:
+            raise DatabaseError(f"cannot make a named pipe in {folder} ({error.strerror}); make it writable") from error
+        _pipes[id(self)] = self
+
+    def _create(self, folder: Path, kind: Kind) -> bool:
+        self.id = int.from_bytes(os.urandom(7), "big")
+        self.path = folder / f"{kind}-{self.id}"
+        os.mkfifo(self.path)
+        try:
+            # For reading and writing, so that the pipe keeps a writer and never reports an end.
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return False
+        # Until the lock is taken a reaper may hold this pipe for a dead one's and remove it: then try again under another name.
+        with suppress(BlockingIOError):
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self.in_place():
+                return True
+        os.close(self._descriptor)
+        return False
+
+    def fileno(self) -> int:
+        """The descriptor, readable once the pipe has been rung; -1 when closed."""
+        return self._descriptor
+
+    def in_place(self) -> bool:
+        """Whether the pipe still stands in its folder, where others look for it."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._descriptor))
+        except FileNotFoundError:
+            return False
+
+    def ring(self) -> None:
+        """Make the pipe readable for its own owner."""
+        with suppress(BlockingIOError):
+            os.write(self._descriptor, READY)
+
+    def read(self) -> bytes:
+        """The bytes that have been written since the last call."""
+        try:
+            return os.read(self._descriptor, 65536)
+        except BlockingIOError:
+            return b""
+
+    def wait(self, timeout: float) -> None:
+        """Block until the pipe is rung, for ``timeout`` seconds at most."""
+        poller = select.poll()
+        poller.register(self._descriptor, select.POLLIN)
+        poller.poll(max(timeout, 0.0) * 1000)
+
+    def close(self) -> None:
+        """Take the sign of life away; what is held under it must have been given back before."""
+        if self._descriptor >= 0:
+            self.path.unlink(missing_ok=True)
+            self.disown()
+
+    def disown(self) -> None:
+        """Let go of the descriptor alone: in a forked child, which must not keep its parent's pipe alive."""
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+
+class Watch:
+    """A consumer's pipe and its eyes on the other consumers of the database."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.pipe = Pipe(folder, "consumer")
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self.pipe, selectors.EVENT_READ)
+        self._peers: dict[str, int] = {}
+
+    def fileno(self) -> int:
+        """One descriptor that is readable when ``poll`` has something to report."""
+        return self._selector.fileno()
+
+    def poll(self, timeout: float | None) -> bytes:
+        """What has happened, as a string of the bytes above; waits for ``timeout`` seconds at most (None: for ever)."""
+        news = b""
+        for key, _ in self._selector.select(timeout):
+            if key.fileobj is self.pipe:
+                news += self.pipe.read()
+            else:
+                self._forget(key.data)
+                news += DEATH
+        return news
+
+    def look_around(self) -> bool:
+        """Watch the peers that appeared since the last call; returns whether one of those was found dead."""
+        names = set(_names(self._folder, "consumer"))
+        for name in self._peers.keys() - names:
+            self._forget(name)
+        dead = False
+        for name in names - self._peers.keys() - {self.pipe.path.name}:
+            try:
+                descriptor = os.open(self._folder / name, os.O_WRONLY | os.O_NONBLOCK)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                dead = True
+                continue
+            # A pipe's writing end is never readable: the only event it ever has is the loss of its last reader.
+            self._selector.register(descriptor, selectors.EVENT_READ, name)
+            self._peers[name] = descriptor
+        return dead
+
+    def _forget(self, name: str) -> None:
+        descriptor = self._peers.pop(name)
+        self._selector.unregister(descriptor)
+        os.close(descriptor)
+
+    def close(self) -> None:
+        """Close the pipe and stop watching."""
+        for name in list(self._peers):
+            self._forget(name)
+        self._selector.close()
+        self.pipe.close()
+
+
+def ring(folder: Path, kind: Kind, owners: Iterable[int], news: bytes) -> None:
+    """Wake the owners; those that are dead or gone are left to the reapers."""
+    for owner in owners:
+        _write(folder / f"{kind}-{owner}", news)
+
+
+def ring_everyone(folder: Path, news: bytes) -> None:
+    """Wake all consumers."""
+    for name in _names(folder, "consumer"):
+        _write(folder / name, news)
+
+
+def _write(path: Path, news: bytes) -> None:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    except (FileNotFoundError, OSError) as error:
+        if error.errno in (errno.ENOENT, errno.ENXIO):
+            return
+        raise
+    try:
+        os.write(descriptor, news)
+    except (BlockingIOError, BrokenPipeError):
+        # Full: its owner has more than enough to wake it. Broken: it died just now.
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _names(folder: Path, kind: Kind) -> list[str]:
+    try:
+        return [name for name in os.listdir(folder) if name.startswith(kind)]
+    except FileNotFoundError:
+        return []
+
+
+def reap(database: Database, kind: Kind) -> None:
+    """Release what the dead consumers held, or forget the dead waiters, and remove their pipes."""
+    folder = folder_of(database)
+    known = {int(name.partition("-")[2]) for name in _names(folder, kind)}
+    known.update(owner for (owner,) in database.execute(_OWNERS[kind]))
+    for owner in known:
+        with _if_dead(folder / f"{kind}-{owner}") as dead:
+            if dead and kind == "consumer":
+                release(database, owner)
+            elif dead:
+                with database.transaction(durable=False):
+                    database.execute("delete from waiters where waiter = ?", (owner,))
+
+
+@contextmanager
+def _if_dead(path: Path) -> Iterator[bool]:
+    """Whether the owner of the pipe is dead; the pipe is gone at the end of the block if so."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        yield True
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        # Alive, or another reaper is at work on it.
+        yield False
+    else:
+        # The lock is kept until the rows are released: if this process dies before, the next reaper starts over.
+        yield True
+        path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def release(database: Database, owner: int) -> None:
+    """Give back everything that a consumer holds, wake others for it, and forget the consumer."""
+    with database.transaction(durable=False):
+        released = database.execute(_RELEASE, (owner,))
+        database.execute("delete from consumers where owner = ?", (owner,))
+        for (queue,) in set(released):
+            wake(database, queue)
+
+
+def wake(database: Database, queue: str) -> None:
+    """Wake the consumers of the queue when the current transaction is committed."""
+    database.after_commit(_wake, database, queue)
+
+
+def _wake(database: Database, queue: str) -> None:
+    owners = database.execute("select owner from consumers where queue = ?", (queue,))
+    ring(folder_of(database), "consumer", (owner for (owner,) in owners), READY)
+
+
+def _after_fork_in_child() -> None:
+    for reference in _pipes.valuerefs():
+        if (pipe := reference()) and pipe.fileno() >= 0:
+            pipe.disown()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,356 @@
+"""One SQLite file that holds the embedded broker's messages and the results: opening it, its schema, its transactions.
+
+Owns the connection and what SQLite's errors mean; what the rows mean belongs to ``broker/sqlite`` and ``results/sqlite``.
+Invariant: a transaction that returned from its block with ``durable=True`` is on the disk (write-ahead log, fsynced), one that
+raised has changed nothing, and a connection is never used or closed by another process than the one that opened it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from taskq.errors import ConfigurationError, DatabaseError
+
+if sqlite3.sqlite_version_info < (3, 35, 0):
+    raise ImportError(f"taskq needs SQLite 3.35 or newer, and this Python was built with {sqlite3.sqlite_version}")
+
+#: In the header of every file of ours, so that a foreign database is recognised before anything is written to it.
+APPLICATION_ID = int.from_bytes(b"tskq", "big")
+#: Of the schema. A file of a newer taskq is refused, as its rows may mean something else.
+VERSION = 1
+#: Past this size the write-ahead log is cut back after a checkpoint, so that one huge batch does not occupy the disk for ever.
+_LOG_BYTES = 64 * 1024 * 1024
+
+# Row ids of messages are delivery tags, hence autoincrement: a late ack must never meet a younger message under the same tag.
+# The three partial indexes hold each message once at most, so a message costs one index entry in whatever state it is.
+# The triggers delete what depends on a queue or a consumer together with it, whoever deletes it: a peer of a dead consumer too.
+SCHEMA = (
+    """
+    create table messages (
+        id integer primary key autoincrement,
+        queue text not null,
+        priority integer not null,
+        due real,
+        owner integer,
+        redelivered integer not null default 0,
+        properties blob not null,
+        body blob not null
+    )
+    """,
+    "create index messages_ready on messages (queue, priority desc) where owner is null and due is null",
+    "create index messages_delayed on messages (due) where due is not null",
+    "create index messages_owned on messages (owner) where owner is not null",
+    "create table queues (name text primary key, auto_delete integer not null) without rowid",
+    "create table exchanges (name text primary key, type text not null, options text not null) without rowid",
+    """
+    create table bindings (
+        exchange text not null, queue text not null, routing_key text not null, pattern text,
+        primary key (exchange, queue, routing_key)
+    ) without rowid
+    """,
+    "create table consumers (queue text not null, owner integer not null, primary key (queue, owner)) without rowid",
+    "create table results (id text primary key, status text not null, meta blob not null, expires real not null)",
+    "create index results_expires on results (expires)",
+    "create table waiters (id text not null, waiter integer not null, primary key (id, waiter)) without rowid",
+    """
+    create trigger exchange_deleted after delete on exchanges begin
+        delete from bindings where exchange = old.name;
+    end
+    """,
+    """
+    create trigger queue_deleted after delete on queues begin
+        delete from bindings where queue = old.name;
+        delete from messages where queue = old.name and owner is null and due is null;
+        delete from messages where due is not null and queue = old.name;
+        delete from messages where owner is not null and queue = old.name;
+    end
+    """,
+    """
+    create trigger consumer_deleted after delete on consumers
+    when not exists (select 1 from consumers where queue = old.queue) begin
+        delete from queues where name = old.queue and auto_delete;
+    end
+    """,
+)
+
+# Known to the module because Python's fork hooks take no arguments. A dictionary: no thread can get between its ``valuerefs``.
+_databases: weakref.WeakValueDictionary[int, Database] = weakref.WeakValueDictionary()
+_held: list[Database] = []
+
+
+def path_of(url: str) -> Path:
+    """The file of an ``sqlite:///relative.db`` or ``sqlite:////absolute.db`` URL; raises ``ConfigurationError`` for others."""
+    path = url.removeprefix("sqlite:///")
+    if path == url or not path or path == ":memory:":
+        raise ConfigurationError(f"{url!r} names no file; write sqlite:///relative/file.db or sqlite:////absolute/file.db")
+    return Path(path).absolute()
+
+
+class Database:
+    """A connection to one file, shared by the threads of a process and reopened after a fork.
+
+    Opening creates the file and its folder where they are missing, and raises ``DatabaseError`` for a file that is not ours,
+    without touching it. ``busy_timeout`` is how many seconds to wait for another process's transaction.
+    """
+
+    def __init__(self, path: Path, busy_timeout: float = 5.0) -> None:
+        self.path = path
+        self.lock = threading.RLock()
+        self._busy_timeout = busy_timeout
+        self._connection: sqlite3.Connection | None = None
+        self._pid = os.getpid()
+        self._durable = True
+        self._in_transaction = False
+        self._failure: DatabaseError | None = None
+        self._after_commit: dict[tuple[Any, ...], None] = {}
+        with self.lock:
+            self._open()
+        _databases[id(self)] = self
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
+        """Run one statement and return its rows. A statement that writes belongs inside a ``transaction``."""
+        with self.lock:
+            try:
+                return self._opened().execute(sql, parameters).fetchall()
+            except sqlite3.Error as error:
+                raise self._failed(error) from error
+
+    def execute_many(self, sql: str, parameters: Iterable[Sequence[Any]]) -> int:
+        """Run one statement for each of the parameters and return how many rows it changed; inside a ``transaction`` only."""
+        with self.lock:
+            try:
+                return self._opened().executemany(sql, parameters).rowcount
+            except sqlite3.Error as error:
+                raise self._failed(error) from error
+
+    @contextmanager
+    def transaction(self, *, durable: bool = True) -> Iterator[None]:
+        """Everything inside takes effect together at the end of the block, or not at all when it raises.
+
+        ``durable=False`` saves the fsync: the transaction survives the death of every process, but may be undone by the loss
+        of power. Inside another transaction, the block becomes a part of that one. Raises ``DatabaseError``.
+        """
+        with self.lock:
+            if self._in_transaction:
+                yield
+                return
+            self._begin(durable)
+            try:
+                yield
+                self._commit()
+            except BaseException:
+                self._roll_back()
+                raise
+            finally:
+                self._in_transaction = False
+            hooks, self._after_commit = self._after_commit, {}
+        for hook, *arguments in hooks:
+            hook(*arguments)
+
+    def after_commit(self, hook: Callable[..., None], *arguments: Any) -> None:
+        """Call ``hook`` once the current transaction is committed; the same hook with the same arguments is called once."""
+        self._after_commit[(hook, *arguments)] = None
+
+    def set_busy_timeout(self, seconds: float) -> None:
+        """How long to wait from now on for another process's transaction."""
+        with self.lock:
+            self._busy_timeout = max(seconds, 0.0)
+            self._opened().execute(f"pragma busy_timeout = {int(self._busy_timeout * 1000)}")
+
+    def close(self) -> None:
+        """Close the connection; it is opened again by the next use."""
+        with self.lock:
+            if self._connection is not None and self._pid == os.getpid():
+                self._connection.close()
+                self._connection = None
+
+    def park(self) -> None:
+        """Close the connection before a fork, unless the forking thread is inside a transaction; the caller holds ``lock``."""
+        if not self._in_transaction:
+            self.close()
+
+    def disown(self) -> None:
+        """Forget the parent's state in a forked child."""
+        self.lock = threading.RLock()
+        if self._connection is not None:
+            # Closing it here could delete the log that the parent writes to, so the reference is never given back.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._connection is None:
+            return self._open()
+        if self._pid != os.getpid():
+            raise DatabaseError(
+                f"{self.path} was open when this process was forked from {self._pid}, in the middle of a transaction or without"
+                " Python's fork hooks; use taskq for the first time after the fork, or make the server run the hooks"
+            )
+        return self._connection
+
+    def _begin(self, durable: bool) -> None:
+        try:
+            connection = self._opened()
+            if durable is not self._durable:
+                connection.execute("pragma synchronous = full" if durable else "pragma synchronous = normal")
+                self._durable = durable
+            connection.execute("begin immediate")
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+        self._in_transaction, self._failure = True, None
+        self._after_commit.clear()
+
+    def _commit(self) -> None:
+        if self._failure is not None:
+            # SQLite undoes the whole transaction by itself after some errors: what followed must not count as committed.
+            raise self._failure
+        try:
+            self._opened().execute("commit")
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
+    def _roll_back(self) -> None:
+        self._after_commit.clear()
+        connection = self._connection
+        if connection is None or self._pid != os.getpid() or not connection.in_transaction:
+            return
+        try:
+            connection.execute("rollback")
+        except sqlite3.Error:
+            # Closing undoes the transaction as well; the error that led here is on its way to the caller.
+            self.close()
+
+    def _failed(self, error: sqlite3.Error) -> DatabaseError:
+        failure = explained(error, self.path)
+        if self._in_transaction:
+            self._failure = self._failure or failure
+        return failure
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DatabaseError(f"cannot create the folder {self.path.parent}: {error.strerror}") from error
+        try:
+            connection = sqlite3.connect(
+                self.path, timeout=self._busy_timeout, isolation_level=None, check_same_thread=False, cached_statements=128
+            )
+        except sqlite3.Error as error:
+            raise explained(error, self.path) from error
+        try:
+            self._prepare(connection)
+        except sqlite3.Error as error:
+            connection.close()
+            raise explained(error, self.path) from error
+        except BaseException:
+            connection.close()
+            raise
+        self._connection, self._pid, self._durable = connection, os.getpid(), True
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        # In a transaction, since another process may be creating the schema between two of the questions.
+        connection.execute("begin")
+        ours = self._is_ours(connection)
+        connection.execute("commit")
+        self._write_ahead(connection)
+        if not ours:
+            connection.execute("begin immediate")
+            # Another process may have created the schema since we looked.
+            if not self._is_ours(connection):
+                for statement in (*SCHEMA, f"pragma application_id = {APPLICATION_ID}", f"pragma user_version = {VERSION}"):
+                    connection.execute(statement)
+            connection.execute("commit")
+        connection.execute("pragma synchronous = full")
+        connection.execute(f"pragma journal_size_limit = {_LOG_BYTES}")
+
+    def _is_ours(self, connection: sqlite3.Connection) -> bool:
+        """Whether the schema is there; False for an empty file. Only reads."""
+        (application_id,) = connection.execute("pragma application_id").fetchone()
+        (version,) = connection.execute("pragma user_version").fetchone()
+        if application_id == APPLICATION_ID:
+            if version > VERSION:
+                raise DatabaseError(
+                    f"{self.path} was written by a newer taskq (schema {version}, this one knows {VERSION}); upgrade taskq"
+                )
+            return True
+        if application_id or version or connection.execute("select 1 from sqlite_master limit 1").fetchone():
+            raise DatabaseError(f"{self.path} is an SQLite database, but not one of taskq's; name another file")
+        return False
+
+    def _write_ahead(self, connection: sqlite3.Connection) -> None:
+        give_up = time.monotonic() + self._busy_timeout
+        while True:
+            try:
+                (mode,) = connection.execute("pragma journal_mode = wal").fetchone()
+                break
+            except sqlite3.OperationalError as error:
+                # The switch does not wait for other connections by itself, and several processes may open a new file at once.
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                    raise
+                time.sleep(0.005)
+        if mode != "wal":
+            raise DatabaseError(f"the file system of {self.path} allows no write-ahead log; name a file on a local disk")
+
+
+def explained(error: sqlite3.Error, path: Path) -> DatabaseError:
+    """What an error of SQLite's means and what to do about it."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    match code & 0xFF:
+        case sqlite3.SQLITE_FULL:
+            text = f"the disk of {path} is full: nothing was stored; make room and try again"
+        case sqlite3.SQLITE_IOERR:
+            text = f"reading or writing {path} failed ({error}): the disk is full or failing; nothing was stored"
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            text = f"{path} is locked by another process; nothing was stored; see who keeps it open, with fuser or lsof"
+        case sqlite3.SQLITE_NOTADB:
+            text = f"{path} is not an SQLite database; name another file, or move this one away"
+        case sqlite3.SQLITE_CORRUPT:
+            text = f"{path} is damaged ({error}); stop the workers, save what can be saved with 'sqlite3 {path} .recover'"
+        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
+            text = f"{path} cannot be opened for writing ({error}); the file and its folder must both be writable"
+        case _:
+            text = f"{path}: {error}"
+    return DatabaseError(text)
+
+
+def _before_fork() -> None:
+    """Close every connection, so that no SQLite state is copied into the child; both sides open again at their next use.
+
+    A copy would do harm even unused: SQLite keeps its file locks in a table per process, and a child that inherits the table
+    believes in locks that only its parent holds. Then the write-ahead log can be deleted under the child's hands.
+    """
+    databases = [database for reference in _databases.valuerefs() if (database := reference())]
+    give_up = time.monotonic() + 10.0
+    while True:
+        held = [database for database in databases if database.lock.acquire(timeout=0.05)]
+        if len(held) == len(databases) or time.monotonic() > give_up:
+            break
+        # Another thread is in a transaction, and may need one of the others to end it.
+        for database in held:
+            database.lock.release()
+    for database in held:
+        database.park()
+    _held[:] = held
+
+
+def _after_fork_in_parent() -> None:
+    while _held:
+        _held.pop().lock.release()
+
+
+def _after_fork_in_child() -> None:
+    _held.clear()
+    for reference in _databases.valuerefs():
+        if database := reference():
+            database.disown()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -1,0 +1,130 @@
+"""A task: a function that can also be sent away. It knows how to be sent, but no app and no broker."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypedDict, TypeVar, Unpack, overload
+
+from taskq.attempt import Attempt, current_attempt
+from taskq.errors import ConfigurationError
+from taskq.results.handle import AsyncResult
+from taskq.signature import Send, SendOptions, Signature
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class TaskOptions(TypedDict, total=False):
+    """What a task's decorator may say: its name, and how its calls are sent unless the call says otherwise."""
+
+    name: str | None
+    queue: str | None
+    priority: int | None
+    expires: float | None
+    ignore_result: bool | None
+
+
+OPTION_NAMES = frozenset({"bind", *TaskOptions.__annotations__})
+
+
+class Task(Generic[P, R]):
+    """A function that runs here when called and elsewhere when sent.
+
+    Made by ``@app.task`` or ``@task``. ``delay`` and ``apply_async`` need an app: tasks made by ``@task`` get theirs when
+    ``app.include`` takes their module in.
+    """
+
+    def __init__(self, function: Callable[..., R], options: Mapping[str, Any], *, main_name: str | None = None) -> None:
+        if inspect.iscoroutinefunction(function):
+            raise ConfigurationError(
+                f"{function.__qualname__} is async; taskq runs plain functions (asyncio.run() inside one works)"
+            )
+        if unknown := options.keys() - OPTION_NAMES:
+            raise ConfigurationError(f"unknown task option {min(unknown)!r}; there are {', '.join(sorted(OPTION_NAMES))}")
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.bind = bool(options.get("bind"))
+        self.name = options.get("name") or _default_name(function, main_name)
+        self.defaults = SendOptions(
+            queue=options.get("queue"),
+            priority=options.get("priority"),
+            expires=options.get("expires"),
+            ignore_result=options.get("ignore_result"),
+        )
+        self.send: Send | None = None
+        parameters = list(inspect.signature(function).parameters.values())[self.bind :]
+        self._signature = inspect.Signature(parameters)
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        self._parameters = tuple(p.name for p in parameters if p.kind in positional)
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name}>"
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the function here and now."""
+        if not self.bind:
+            return self.function(*args, **kwargs)
+        attempt = current_attempt() or Attempt(id=str(uuid.uuid4()), task=self.name)
+        return self.function(attempt, *args, **kwargs)
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """Send the call; returns once the broker has taken responsibility for it.
+
+        Raises ``TypeError`` for arguments that the function does not take or JSON cannot carry, ``BrokerError`` if the broker
+        did not confirm within ``publish_timeout`` seconds.
+        """
+        return self.apply_async(args, kwargs)
+
+    def apply_async(
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[SendOptions]
+    ) -> AsyncResult[R]:
+        """``delay`` with options: see ``SendOptions`` for what they mean."""
+        return self.signature(args, kwargs, **options).delay()
+
+    def s(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]:
+        """The call as a value, to be sent later."""
+        return self.signature(args, kwargs)
+
+    def signature(
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[SendOptions]
+    ) -> Signature[R]:
+        """The call as a value, with options. Raises ``TypeError`` for arguments that the function does not take."""
+        kwargs = kwargs or {}
+        try:
+            self._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self.name}(): {error}") from None
+        given = {name: value for name, value in options.items() if value is not None}
+        merged: Any = {**self.defaults, **given}
+        return Signature(self.name, args, kwargs, merged, self._parameters, self.send)
+
+
+def _default_name(function: Callable[..., Any], main_name: str | None) -> str:
+    """``module.function``. A script is called ``__main__`` only while it runs as one; then ``main_name``, or its file's."""
+    module = function.__module__
+    if module == "__main__":
+        script = getattr(sys.modules["__main__"], "__file__", None)
+        module = main_name or (Path(script).stem if script else module)
+    return f"{module}.{function.__qualname__.replace('<locals>.', '')}"
+
+
+@overload
+def task(function: Callable[P, R], /) -> Task[P, R]: ...
+@overload
+def task(*, bind: Literal[False] = False, **options: Unpack[TaskOptions]) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+@overload
+def task(
+    *, bind: Literal[True], **options: Unpack[TaskOptions]
+) -> Callable[[Callable[Concatenate[Attempt, P], R]], Task[P, R]]: ...
+def task(*function: Any, **options: Any) -> Any:
+    """Make a task that belongs to no app yet: for reusable modules. ``app.include("its.module")`` takes it in."""
+
+    def decorate(function: Callable[..., Any]) -> Task[..., Any]:
+        return Task(function, options)
+
+    return decorate(*function) if function else decorate

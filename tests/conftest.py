@@ -1,0 +1,74 @@
+"""Fixtures that several folders of tests share."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import kombu
+import pytest
+
+from taskq.message import dead_letter_queue
+from tests.servers import RabbitMQ
+from tests.support import Stage
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[RabbitMQ]:
+    """The private RabbitMQ node of this test run."""
+    node = RabbitMQ()
+    try:
+        yield node.start()
+    finally:
+        node.stop()
+
+
+@pytest.fixture
+def queue() -> str:
+    """A queue that no other test uses."""
+    return f"test.{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(params=["sqlite", "amqp"])
+def broker_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a broker, once for each kind."""
+    return url_of(request, tmp_path, request.param)
+
+
+def url_of(request: pytest.FixtureRequest, folder: Path, kind: str) -> str:
+    """The URL of a fresh SQLite file, or of the RabbitMQ node, which is started only for tests that ask for it."""
+    if kind == "sqlite":
+        return f"sqlite:///{folder}/taskq.db"
+    node: RabbitMQ = request.getfixturevalue("rabbitmq")
+    return node.url
+
+
+@pytest.fixture
+def stage(broker_url: str, queue: str, tmp_path: Path) -> Iterator[Stage]:
+    """A broker of each kind, with a queue and a folder of one's own."""
+    yield from staged(Stage(broker_url, queue, tmp_path))
+
+
+@pytest.fixture
+def sqlite_stage(queue: str, tmp_path: Path) -> Iterator[Stage]:
+    """The same on SQLite alone."""
+    yield from staged(Stage(f"sqlite:///{tmp_path}/taskq.db", queue, tmp_path))
+
+
+@pytest.fixture
+def amqp_stage(rabbitmq: RabbitMQ, queue: str, tmp_path: Path) -> Iterator[Stage]:
+    """The same on RabbitMQ alone."""
+    yield from staged(Stage(rabbitmq.url, queue, tmp_path))
+
+
+def staged(stage: Stage) -> Iterator[Stage]:
+    """Lend the stage out, and clear it."""
+    try:
+        yield stage
+    finally:
+        stage.close()
+        if stage.broker.startswith("amqp:"):
+            with kombu.Connection(stage.broker) as connection, connection.channel() as channel:
+                for name in (stage.queue, dead_letter_queue(stage.queue)):
+                    channel.queue_delete(name)

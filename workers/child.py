@@ -1,0 +1,89 @@
+"""A child: runs tasks and nothing else. It reads a delivery from its pipe, runs it, writes the outcome.
+
+It holds no message and no broker connection of taskq's, so it can be killed at any instant. It ends when the supervisor closes
+the pipe, and at once when the supervisor or the zygote dies, even in the middle of a task.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import NoReturn
+
+from taskq import log
+from taskq.app import TaskQ
+from taskq.broker import decoder
+from taskq.workers.execute import Executor
+from taskq.workers.lifeline import die_with_parent
+from taskq.workers.note import Note
+from taskq.workers.pipe import DONE, READY, SKIPPED, deliveries, pack_report
+
+
+def ignore_shutdown_signals() -> None:
+    """The supervisor alone decides when a child ends, also where a terminal or Kubernetes signals the whole group.
+
+    A handler that does nothing, rather than SIG_IGN, because ignored signals stay ignored in programs that a task starts.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+
+
+def prepare(app: TaskQ, worker: str) -> Executor:
+    """Everything a child needs that can be had before it is forked: what is imported here, all children share."""
+    log.configure(app.settings.log_format, app.settings.log_level)
+    log.configure_application(app.settings.log_format, app.settings.log_level)
+    return Executor(app.tasks, app.settings, decoder(app.settings), worker)
+
+
+def main(execute: Executor, pipe: socket.socket, note: Note) -> None:
+    """Serve the pipe until the supervisor closes it."""
+    monotonic = time.monotonic
+    pipe.sendall(pack_report(0, READY))
+    for number, delivery in deliveries(pipe):
+        started = monotonic()
+        if not note.begin(number, started):
+            pipe.sendall(pack_report(number, SKIPPED))
+            continue
+        outcome = execute(delivery)
+        elapsed = min(int((monotonic() - started) * 1e6), 0xFFFFFFFF)
+        # The outcome first: a death between the two lines must not blame the task that has just ended.
+        pipe.sendall(pack_report(number, DONE, elapsed, outcome))
+        note.end()
+
+
+def serve(execute: Executor, pipe: socket.socket, note: Note) -> int:
+    """The whole life of a child process; returns its exit code."""
+    try:
+        main(execute, pipe, note)
+    except (BrokenPipeError, ConnectionResetError):
+        return 1
+    return 0
+
+
+def leave(code: int) -> NoReturn:
+    """End a forked child: what the application registered with ``atexit`` runs, what belongs to the zygote does not."""
+    # The two steps of the interpreter's own exit, which a fork must not go through, that concern the application.
+    threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001  # waits for threads that are no daemons
+    atexit._run_exitfuncs()  # noqa: SLF001
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def fresh(spec: str, command_line: str, pipe: int, notes: int, index: int, worker: str, parent: int) -> int:
+    """A child in a fresh interpreter (``--start-method spawn``): it imports the application itself."""
+    from taskq.workers.zygote import load  # the zygote imports this module to fork; only a fresh child needs its loader
+
+    die_with_parent(parent)
+    ignore_shutdown_signals()
+    return serve(prepare(load(spec, command_line), worker), socket.socket(fileno=pipe), Note(notes, index))
+
+
+if __name__ == "__main__":
+    spec, command_line, pipe, notes, index, worker, parent = sys.argv[1:]
+    sys.exit(fresh(spec, command_line, int(pipe), int(notes), int(index), worker, int(parent)))

@@ -1,0 +1,69 @@
+"""Settling: an outcome takes effect. This is the only place that acks.
+
+The order is what at-least-once rests on: follow-ups confirmed by the broker, then the result stored, then the ack. A crash
+between any two repeats something; it never loses anything. Where broker and backend are one database, all three are one
+transaction, and nothing is even repeated.
+"""
+
+from __future__ import annotations
+
+from taskq.broker.interface import Consumer, Delivery, Receipt
+from taskq.errors import ConnectionLost
+from taskq.results.store import ResultStore
+from taskq.workers.outcome import Outcome
+
+
+class Settlement:
+    """An outcome on its way to take effect."""
+
+    __slots__ = ("delivery", "outcome", "receipt")
+
+    def __init__(self, delivery: Delivery, outcome: Outcome) -> None:
+        self.delivery = delivery
+        self.outcome = outcome
+        self.receipt: Receipt | None = None
+
+
+class Settler:
+    """Holds the outcomes that have not yet taken effect."""
+
+    def __init__(self, store: ResultStore | None) -> None:
+        self.store = store
+        self.settlements: list[Settlement] = []
+
+    def add(self, delivery: Delivery, outcome: Outcome) -> None:
+        """The delivery has come to this end; ``settle`` makes it so."""
+        self.settlements.append(Settlement(delivery, outcome))
+
+    def settle(self, consumer: Consumer) -> None:
+        """One pass over what waits. Whatever fails stays here, its message unacked, and is tried again by the next pass."""
+        published: list[Settlement] = []
+        try:
+            with consumer.transaction():
+                for settlement in self.settlements:
+                    if settlement.outcome.publish and settlement.receipt is None:
+                        settlement.receipt = consumer.publish(settlement.outcome.publish)
+                        published.append(settlement)
+                done = [s for s in self.settlements if s.receipt is None or s.receipt.confirmed]
+                if self.store is not None and (records := [s.outcome.record for s in done if s.outcome.record is not None]):
+                    self.store.store(records)
+                for settlement in done:
+                    if settlement.outcome.requeue:
+                        consumer.requeue(settlement.delivery)
+                    else:
+                        consumer.ack(settlement.delivery)
+        except Exception as error:
+            # What was rolled back, or went out on a connection that broke, has to be published again.
+            for settlement in self.settlements if isinstance(error, ConnectionLost) else published:
+                settlement.receipt = None
+            raise
+        if len(done) == len(self.settlements):
+            self.settlements.clear()
+        else:
+            finished = set(map(id, done))
+            self.settlements = [s for s in self.settlements if id(s) not in finished]
+
+    def drop_lost(self) -> list[Settlement]:
+        """The connection broke: its deliveries cannot be acked any more. Returns what had not taken effect."""
+        lost, self.settlements = self.settlements, []
+        return lost

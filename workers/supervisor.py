@@ -1,0 +1,343 @@
+"""The supervisor: one event loop that owns the broker connection, the results, the children, the timers and the signals.
+
+It imports no application code and never forks, so nothing that a task does can reach it. One turn of the loop::
+
+    what children report ──► settle ──► what the broker delivers ──► children
+
+    SIGTERM, SIGINT    stop fetching, take back what has not begun, let tasks run for ``grace`` seconds, then kill and give back
+    a second one       do so at once
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from taskq import broker, log
+from taskq.broker.interface import Consumer
+from taskq.config import Settings, masked
+from taskq.errors import BrokerError, ConfigurationError, ConnectionLost, TaskqError
+from taskq.results import open_store
+from taskq.workers import note
+from taskq.workers.children import Children
+from taskq.workers.custody import Custody
+from taskq.workers.launcher import Death, Launcher
+from taskq.workers.link import Link
+from taskq.workers.pace import worth_a_change
+from taskq.workers.settle import Settler
+from taskq.workers.slot import Slot
+from taskq.workers.zygote import Failed, Ready
+
+#: The most children that one worker may have: its notes are laid out once.
+MOST_CHILDREN = 1024
+#: How long after a failed settling the next one is tried, in seconds.
+SETTLE_AGAIN = 0.5
+#: How long children get to end once they have nothing more to do, in seconds.
+CHILD_EXIT_SECONDS = 5.0
+#: How often results over their time to live are forgotten, in seconds.
+EXPIRE_EVERY = 60.0
+
+logger = log.get_logger("taskq.supervisor")
+
+
+class Signals:
+    """SIGTERM and SIGINT as data: the handlers only note them, the loop acts on them."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self.wake, self.waker = socket.socketpair()
+        for end in (self.wake, self.waker):
+            end.setblocking(False)
+        signal.set_wakeup_fd(self.waker.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, _: self.received.append(number))
+
+    def wake_loop(self) -> None:
+        """Have the loop look, from another thread."""
+        with contextlib.suppress(BlockingIOError):  # full means that the loop has yet to look anyway
+            self.waker.send(b".")
+
+
+class Supervisor:
+    """A worker's parent process, from the imported application to the exit."""
+
+    def __init__(self, settings: Settings, queues: tuple[str, ...], worker: str, notes: int, signals: Signals) -> None:
+        self.settings = settings
+        self.queues = queues
+        self.worker = worker
+        self.selector = selectors.DefaultSelector()
+        self.slots = [Slot(index, note.Note(notes, index)) for index in range(settings.concurrency)]
+        self.settler = Settler(None)
+        self.custody = Custody(
+            self.slots, self.settler, settings, broker.decoder(settings), broker.identifier(settings), worker
+        )
+        self.consumer: Consumer | None = None
+        self.fatal: TaskqError | None = None
+        self.window = 0
+        self.settle_at = 0.0
+        self.expire_at = 0.0
+        self.settling_failed = False
+        self.kill_at: float | None = None
+        self.signals = signals
+        self.watch(signals.wake, self.woken)
+        self.link = Link(lambda: broker.open_consumer(settings, queues), settings.broker, signals.wake_loop)
+
+    def watch(self, what: Any, act: Callable[[], None]) -> None:
+        """Have ``act`` called when ``what`` is readable."""
+        self.selector.register(what, selectors.EVENT_READ, act)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a signal has begun the end."""
+        return self.kill_at is not None
+
+    def run(self, children: Children) -> int:
+        """Serve until a signal or an error that no retry mends; returns the exit code."""
+        self.children = children
+        self.zygote_started(children.launcher)
+        self.link.connect()
+        now = time.monotonic()
+        while not self.done(now):
+            for key, _ in self.selector.select(self.turn(now)):
+                key.data()
+            now = time.monotonic()
+        self.close()
+        return 0
+
+    def turn(self, now: float) -> float:
+        """Everything that is due; returns in how many seconds at the latest the next turn is."""
+        times = [self.children.start_missing(now), self.custody.relieve(now)]
+        if self.consumer is not None:
+            try:
+                times.append(self.exchange(self.consumer, now))
+            except ConnectionLost as error:
+                self.lose(self.consumer, error)
+        self.custody.feed()
+        for slot in self.slots:
+            self.flush(slot)
+        if self.kill_at is not None:
+            times.append(self.kill_at)
+        return max(0.0, min((when for when in times if when is not None), default=now + 60.0) - now)
+
+    def flush(self, slot: Slot) -> None:
+        """Send the slot's child what its pipe takes; a full pipe calls again when it takes more."""
+        blocked, slot.blocked = slot.blocked, not slot.flush()
+        if slot.blocked != blocked and slot.pipe is not None:
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if slot.blocked else 0)
+            self.selector.modify(slot.pipe, events, self.selector.get_key(slot.pipe).data)
+
+    def exchange(self, consumer: Consumer, now: float) -> float | None:
+        """Settle what has ended, fetch what there is room for; returns when to come back."""
+        self.settle(consumer, now)
+        window = 0 if self.stopping else self.custody.window
+        if worth_a_change(self.window, window):
+            self.window = window
+            consumer.set_window(window)
+        try:
+            self.custody.take(consumer.receive())
+        except ConnectionLost:
+            raise
+        except BrokerError as error:
+            self.complain(error)
+            return now + SETTLE_AGAIN
+        # Receiving may have brought the confirmations that a settlement waits for.
+        self.settle(consumer, now)
+        tick_at = now + consumer.tick()
+        return min(tick_at, self.settle_at) if self.settling_failed else tick_at
+
+    def settle(self, consumer: Consumer, now: float) -> None:
+        """Let what has ended take effect; after a failure, again in a while."""
+        if now >= self.expire_at and self.settler.store is not None:
+            self.expire_at = now + EXPIRE_EVERY
+            self.settler.store.expire()
+            self.custody.forget_lost_ends(now)
+        if not self.settler.settlements or now < self.settle_at:
+            return
+        try:
+            self.settler.settle(consumer)
+            self.settling_failed = False
+        except ConnectionLost:
+            raise
+        except BrokerError as error:
+            self.complain(error)
+            self.settle_at = now + SETTLE_AGAIN
+
+    def complain(self, error: BrokerError) -> None:
+        """Say that settling or fetching fails: once, until it works again."""
+        if not self.settling_failed:
+            logger.error("broker_failed", error=str(error), kept=len(self.settler.settlements), retry_every=SETTLE_AGAIN)
+        self.settling_failed = True
+
+    def woken(self) -> None:
+        """A signal came, or the link has something."""
+        self.signals.wake.recv(4096)
+        while not self.link.arrived.empty():
+            arrived = self.link.arrived.get()
+            try:
+                if isinstance(arrived, TaskqError):
+                    raise arrived
+                self.connected(arrived)
+            except TaskqError as error:
+                self.fatal = error
+        while self.signals.received:
+            self.stop(self.signals.received.pop(0))
+
+    def connected(self, consumer: Consumer) -> None:
+        """A connection stands: everything goes through it from here on."""
+        self.consumer = consumer
+        self.window = 0
+        self.settle_at = 0.0
+        url = self.settings.backend_url
+        if url is not None and self.settler.store is None:
+            database = consumer.database if url == self.settings.broker else None
+            self.settler.store = open_store(url, self.settings.result_ttl, database)
+        self.watch(consumer, lambda: None)
+        logger.info("worker_consuming", queues=list(self.queues))
+
+    def lose(self, consumer: Consumer, error: ConnectionLost) -> None:
+        """The connection broke: what runs goes on, and a new connection is made."""
+        logger.warning("broker_lost", broker=masked(self.settings.broker), error=str(error))
+        self.selector.unregister(consumer)
+        self.consumer = None
+        consumer.close()
+        self.custody.lose_connection(time.monotonic())
+        if not self.stopping:
+            self.link.connect()
+
+    def hear_zygote(self) -> None:
+        """The zygote reports, or is gone."""
+        launcher = self.children.launcher
+        self.children.hear()
+        if launcher.lost:
+            self.selector.unregister(launcher)
+            self.children.lose_zygote()
+
+    def zygote_started(self, launcher: Launcher) -> None:
+        """There is a zygote to listen to."""
+        self.watch(launcher, self.hear_zygote)
+
+    def slot_opened(self, slot: Slot) -> None:
+        """A child is being started in the slot."""
+        self.watch(slot.pipe, lambda: self.hear_child(slot))
+
+    def hear_child(self, slot: Slot) -> None:
+        """The slot's child reports, or has closed its pipe: then it is dead, or of no use any more."""
+        self.custody.hear(slot)
+        if slot.ended:
+            slot.kill()
+
+    def slot_closes(self, slot: Slot) -> None:
+        """The slot's child is gone, or told to go."""
+        if slot.pipe is not None:
+            self.selector.unregister(slot.pipe)
+
+    def child_died(self, slot: Slot, death: Death) -> None:
+        """The slot's child died by itself."""
+        self.custody.child_died(slot, death, blame=True)
+
+    def stop(self, number: int) -> None:
+        """A first signal begins the end, a second one hurries it."""
+        now = time.monotonic()
+        if self.stopping:
+            self.kill_at = now
+            return
+        self.kill_at = now + self.settings.grace
+        running = sum(1 for slot in self.slots if slot.running())
+        logger.info("worker_stopping", signal=signal.Signals(number).name, running=running, grace=self.settings.grace)
+        self.custody.drain(now)
+
+    def done(self, now: float) -> bool:
+        """Whether the loop may end: nothing runs and nothing is left to settle, or time is up."""
+        if self.fatal is not None:
+            return True
+        if self.kill_at is None:
+            return False
+        idle = not self.custody.held and not self.settler.settlements
+        return idle or now >= self.kill_at
+
+    def close(self) -> None:
+        """The end: kill what still runs, give everything back, and leave nothing behind."""
+        self.link.close()
+        self.children.stopping = True
+        for slot in self.slots:
+            if slot.running():
+                slot.kill()
+            self.custody.child_died(slot, Death(), blame=False)
+        self.custody.give_back()
+        if self.consumer is not None:
+            try:
+                self.settler.settle(self.consumer)
+            except BrokerError as error:
+                logger.error("broker_failed", error=str(error), unsettled=len(self.settler.settlements))
+            self.consumer.close()
+        self.children.stop(CHILD_EXIT_SECONDS)
+        if self.settler.store is not None:
+            self.settler.store.close()
+        if self.fatal is None:
+            logger.info("worker_stopped")
+
+
+def run_worker(spec: str, command_line: dict[str, Any]) -> int:
+    """Run a worker for the application at ``spec`` (``module:app``) until it is told to stop; returns its exit code."""
+    signals = Signals()
+    worker = f"{os.getpid()}@{socket.gethostname()}"
+    notes = note.create(MOST_CHILDREN)
+    settings_text = msgspec.json.encode(command_line).decode()
+
+    def launch() -> Launcher:
+        return Launcher(spec, settings_text, notes, worker)
+
+    launcher = launch()
+    ready = await_application(launcher, signals)
+    if ready is None:
+        launcher.close(CHILD_EXIT_SECONDS)
+        return 0
+    settings = ready.settings
+    log.configure(settings.log_format, settings.log_level)
+    if ready.start_method != settings.start_method:
+        logger.warning("start_method_changed", wanted=settings.start_method, used=ready.start_method, threads=ready.threads)
+    queues = settings.queue_names or ready.queues
+    logger.info(
+        "worker_started",
+        worker=worker,
+        broker=masked(settings.broker),
+        backend=masked(settings.backend),
+        queues=list(queues),
+        tasks=ready.tasks,
+        children=settings.concurrency,
+        start_method=ready.start_method,
+    )
+    supervisor = Supervisor(settings, queues, worker, notes, signals)
+    children = Children(supervisor.slots, launcher, launch, supervisor)
+    code = supervisor.run(children)
+    if supervisor.fatal is not None:
+        raise supervisor.fatal
+    return code
+
+
+def await_application(launcher: Launcher, signals: Signals) -> Ready | None:
+    """Wait until the zygote has imported the application; None if a signal came first. Raises ``ConfigurationError``."""
+    while not signals.received:
+        readable, _, _ = select.select([launcher.fileno(), signals.wake.fileno()], [], [])
+        if launcher.fileno() not in readable:
+            continue
+        for report in launcher.reports():
+            match report:
+                case Ready():
+                    return report
+                case Failed(error=error):
+                    raise ConfigurationError(error)
+        if launcher.lost:
+            status = launcher.process.wait()
+            died = Death(signal=-status) if status < 0 else Death(exit_code=status)
+            raise ConfigurationError(f"the process that imports the application died of {died}; see what it wrote above")
+    return None

@@ -1,0 +1,194 @@
+"""The zygote: imports the application once and starts the children from it.
+
+Forked children share its memory and stand within milliseconds. It has one thread, which is what makes forking safe; where the
+application started threads at import, or spawn was asked for, it starts fresh interpreters instead. It reports each child's
+exit, because only a parent can know it. It runs no task, and ends when the supervisor does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import traceback
+from typing import Any
+
+import msgspec
+
+from taskq.app import TaskQ
+from taskq.cli.loading import load_app
+from taskq.config import Settings
+from taskq.errors import TaskqError
+from taskq.workers import child
+from taskq.workers.lifeline import die_with_parent
+from taskq.workers.note import Note
+
+#: What the supervisor sends to have a child started: the slot's index, with the child's end of the pipe as a descriptor.
+START = struct.Struct("<I")
+
+
+class Ready(msgspec.Struct, tag=True):
+    """The application is imported; these are its settings and queues."""
+
+    settings: Settings
+    queues: tuple[str, ...]
+    tasks: int
+    start_method: str
+    threads: int
+
+
+class Failed(msgspec.Struct, tag=True):
+    """The application cannot be imported."""
+
+    error: str
+
+
+class Started(msgspec.Struct, tag=True):
+    """The slot's child runs under this process id."""
+
+    index: int
+    process_id: int
+
+
+class Exited(msgspec.Struct, tag=True):
+    """A child ended: as ``os.waitpid`` says it, and the most memory it had, in bytes."""
+
+    process_id: int
+    status: int
+    peak_memory: int
+
+
+Report = Ready | Failed | Started | Exited
+
+
+def load(spec: str, command_line: str) -> TaskQ:
+    """The application, with the settings of the command line (JSON) on top."""
+    app = load_app(spec)
+    app.configure(msgspec.json.decode(command_line))
+    return app
+
+
+class Zygote:
+    """Starts children on the supervisor's word and reports their ends."""
+
+    def __init__(self, app: TaskQ, control: socket.socket, notes: int, worker: str, arguments: tuple[str, str]) -> None:
+        self.app = app
+        self.control = control
+        self.notes = notes
+        self.worker = worker
+        self.arguments = arguments
+        self.threads = _threads() - 1
+        self.start_method = "spawn" if self.threads else app.settings.start_method
+        self.execute = child.prepare(app, worker)
+        self.fresh: dict[int, subprocess.Popen[bytes]] = {}
+
+    def report(self, report: Report) -> None:
+        """Tell the supervisor, a JSON line at a time."""
+        self.control.sendall(msgspec.json.encode(report) + b"\n")
+
+    def serve(self) -> None:
+        """Start children and report their ends until the supervisor closes the control socket."""
+        wake, woken = self.waker = socket.socketpair()
+        wake.setblocking(False)
+        woken.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
+        self.report(Ready(self.app.settings, self.app.queue_names(), len(self.app.tasks), self.start_method, self.threads))
+        # What is alive now stays alive: kept out of the collector's way, its pages stay shared with the children.
+        gc.collect()
+        gc.freeze()
+        while True:
+            readable, _, _ = select.select([self.control, wake], [], [])
+            if wake in readable:
+                wake.recv(4096)
+                self.reap()
+            if self.control in readable:
+                data, descriptors, _, _ = socket.recv_fds(self.control, START.size, 1)
+                if not data:
+                    return
+                self.start(START.unpack(data)[0], socket.socket(fileno=descriptors[0]))
+
+    def start(self, index: int, pipe: socket.socket) -> None:
+        """Start a child for the slot."""
+        with pipe:
+            spawn = self.start_method == "spawn"
+            process_id = self.spawn(index, pipe.fileno()) if spawn else self.fork(index, pipe)
+        self.report(Started(index, process_id))
+
+    def spawn(self, index: int, pipe: int) -> int:
+        """Start a fresh interpreter; returns its process id."""
+        numbers = (pipe, self.notes, index, self.worker, os.getpid())
+        command = [sys.executable, "-m", "taskq.workers.child", *self.arguments, *map(str, numbers)]
+        process = subprocess.Popen(command, pass_fds=(pipe, self.notes))
+        # Kept, because a Popen that is collected reaps its process, and the exit would go unreported.
+        self.fresh[process.pid] = process
+        return process.pid
+
+    def fork(self, index: int, pipe: socket.socket) -> int:
+        """Fork; returns the child's process id. Closes in the child what is the zygote's."""
+        parent = os.getpid()
+        process_id = os.fork()
+        if process_id:
+            return process_id
+        code = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            die_with_parent(parent)
+            for inherited in (self.control, *self.waker):
+                inherited.close()
+            code = child.serve(self.execute, pipe, Note(self.notes, index))
+        except BaseException:  # noqa: BLE001  # nothing of the child's may run on as if it were the zygote
+            traceback.print_exc()
+        finally:
+            child.leave(code)
+
+    def reap(self) -> None:
+        """Report every child that has ended."""
+        while True:
+            try:
+                process_id, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not process_id:
+                return
+            self.fresh.pop(process_id, None)
+            unit = 1 if sys.platform == "darwin" else 1024
+            self.report(Exited(process_id, status, usage.ru_maxrss * unit))
+
+
+def _threads() -> int:
+    """The threads of this process, those of C libraries included where the system tells."""
+    if sys.platform == "linux":
+        return len(os.listdir("/proc/self/task"))
+    return threading.active_count()
+
+
+def main(spec: str, command_line: str, control: int, notes: int, worker: str, parent: int) -> int:
+    """The whole life of the zygote; returns its exit code."""
+    die_with_parent(parent)
+    child.ignore_shutdown_signals()
+    supervisor = socket.socket(fileno=control)
+    try:
+        app = load(spec, command_line)
+    except TaskqError as error:
+        supervisor.sendall(msgspec.json.encode(Failed(str(error))) + b"\n")
+        return 1
+    zygote = Zygote(app, supervisor, notes, worker, (spec, command_line))
+    # A supervisor that ends may leave reports of ours unread, which resets the socket instead of closing it.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        zygote.serve()
+    signal.set_wakeup_fd(-1)
+    return 0
+
+
+if __name__ == "__main__":
+    arguments: list[Any] = sys.argv[1:]
+    sys.exit(main(arguments[0], arguments[1], int(arguments[2]), int(arguments[3]), arguments[4], int(arguments[5])))
