@@ -5,7 +5,8 @@ application's logging configuration: no handler, level, filter, formatter or fac
 is replaced. In a process that never calls ``configure`` (an application that sends tasks), taskq's loggers are those of
 ``logging`` under the same name, and structlog isn't even imported.
 
-An event is a past-tense constant (``task_succeeded``), its data are keys. Passwords in URLs are masked in every line.
+An event is a past-tense constant (``task_succeeded``), its data are keys. Passwords in URLs are masked in every line that is
+written here.
 """
 
 from __future__ import annotations
@@ -198,10 +199,14 @@ class _LastResort(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         level = "error" if record.levelno >= logging.ERROR else "warning"
         lines = _Lines(record.name)
-        event: Any = {"event": record.getMessage(), "exc_info": record.exc_info}
-        for processor in self._processors:
-            event = processor(lines, level, event)
-        lines.write(event)
+        try:
+            event: Any = {"event": record.getMessage(), "exc_info": record.exc_info}
+            for processor in self._processors:
+                event = processor(lines, level, event)
+        except Exception:  # noqa: BLE001  # as in every handler of logging: a record must not hurt whoever writes it
+            self.handleError(record)
+        else:
+            lines.write(event)
 
 
 class _Lines:

@@ -15,9 +15,12 @@ import threading
 import time
 from typing import NoReturn
 
+import msgspec
+
 from taskq import log
 from taskq.app import TaskQ
 from taskq.broker import decoder
+from taskq.cli.loading import load_app
 from taskq.workers.execute import Executor
 from taskq.workers.lifeline import die_with_parent
 from taskq.workers.note import Note
@@ -31,6 +34,13 @@ def ignore_shutdown_signals() -> None:
     """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
+
+
+def load(spec: str, command_line: str) -> TaskQ:
+    """The application, with the settings of the command line (JSON) on top."""
+    app = load_app(spec)
+    app.configure(msgspec.json.decode(command_line))
+    return app
 
 
 def prepare(app: TaskQ, worker: str) -> Executor:
@@ -77,8 +87,6 @@ def leave(code: int) -> NoReturn:
 
 def fresh(spec: str, command_line: str, pipe: int, notes: int, index: int, worker: str, parent: int) -> int:
     """A child in a fresh interpreter (``--start-method spawn``): it imports the application itself."""
-    from taskq.workers.zygote import load  # the zygote imports this module to fork; only a fresh child needs its loader
-
     die_with_parent(parent)
     ignore_shutdown_signals()
     return serve(prepare(load(spec, command_line), worker), socket.socket(fileno=pipe), Note(notes, index))

@@ -144,6 +144,7 @@ class Supervisor:
             consumer.set_window(window)
         try:
             self.custody.take(consumer.receive())
+            tick_at = now + consumer.tick()
         except ConnectionLost:
             raise
         except BrokerError as error:
@@ -151,7 +152,6 @@ class Supervisor:
             return now + SETTLE_AGAIN
         # Receiving may have brought the confirmations that a settlement waits for.
         self.settle(consumer, now)
-        tick_at = now + consumer.tick()
         return min(tick_at, self.settle_at) if self.settling_failed else tick_at
 
     def settle(self, consumer: Consumer, now: float) -> None:
@@ -197,7 +197,8 @@ class Supervisor:
         self.window = 0
         self.settle_at = 0.0
         url = self.settings.backend_url
-        if url is not None and self.settler.store is None:
+        if url is not None:
+            # Anew for each connection: where broker and results are one file, the store is part of the consumer's transactions.
             database = consumer.database if url == self.settings.broker else None
             self.settler.store = open_store(url, self.settings.result_ttl, database)
         self.watch(consumer, lambda: None)
@@ -209,6 +210,9 @@ class Supervisor:
         self.selector.unregister(consumer)
         self.consumer = None
         consumer.close()
+        if self.settler.store is not None:
+            self.settler.store.close()
+            self.settler.store = None
         self.custody.lose_connection(time.monotonic())
         if not self.stopping:
             self.link.connect()

@@ -23,7 +23,6 @@ from typing import Any
 import msgspec
 
 from taskq.app import TaskQ
-from taskq.cli.loading import load_app
 from taskq.config import Settings
 from taskq.errors import TaskqError
 from taskq.workers import child
@@ -66,13 +65,6 @@ class Exited(msgspec.Struct, tag=True):
 
 
 Report = Ready | Failed | Started | Exited
-
-
-def load(spec: str, command_line: str) -> TaskQ:
-    """The application, with the settings of the command line (JSON) on top."""
-    app = load_app(spec)
-    app.configure(msgspec.json.decode(command_line))
-    return app
 
 
 class Zygote:
@@ -177,7 +169,7 @@ def main(spec: str, command_line: str, control: int, notes: int, worker: str, pa
     child.ignore_shutdown_signals()
     supervisor = socket.socket(fileno=control)
     try:
-        app = load(spec, command_line)
+        app = child.load(spec, command_line)
     except TaskqError as error:
         supervisor.sendall(msgspec.json.encode(Failed(str(error))) + b"\n")
         return 1

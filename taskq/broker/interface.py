@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from taskq.message import Message, Publication
-from taskq.sqlite import Database
+
+if TYPE_CHECKING:
+    # Applications that only send to RabbitMQ, on any system, need not have what an SQLite broker needs.
+    from taskq.sqlite import Database
 
 
 class Delivery:

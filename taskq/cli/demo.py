@@ -11,7 +11,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -81,25 +81,33 @@ def run(console: Console, files: list[str], chance: random.Random) -> Tally:
 
     tally = Tally(files=len(files))
     Path(EXECUTIONS).touch()
+    half = len(files) // 2
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console) as progress:
-        sending = progress.add_task("sent", total=len(files))
-        results = []
-        for start in range(0, len(files), 500):
-            results += app.send_many(examine_file.s(path) for path in files[start : start + 500])
-            progress.update(sending, completed=len(results))
-        working = progress.add_task("done", total=len(files))
+    with Progress(*columns, console=console) as progress, Disturbed(chance, tally) as worker:
+        bar = progress.add_task("files", total=len(files))
         started = time.monotonic()
-        with Disturbed(chance, tally) as worker:
-            waiting = list(results)
-            while waiting and time.monotonic() - started < DEADLINE:
-                runs = Path(EXECUTIONS).stat().st_size
-                worker.disturb(runs)
-                progress.update(working, completed=min(runs, len(files) - 1))
-                waiting[-1].wait(0.02)
-                while waiting and waiting[-1].ready():
-                    waiting.pop()
-            progress.update(working, completed=len(files) - len(waiting))
+        results = app.send_many(examine_file.s(path) for path in files[:half])
+
+        def watch(done: Callable[[], bool]) -> None:
+            while not done() and time.monotonic() - started < DEADLINE:
+                progress.update(bar, completed=min(runs(), len(files) - 1))
+                worker.disturb()
+
+        def runs() -> int:
+            return Path(EXECUTIONS).stat().st_size
+
+        watch(lambda: runs() >= half // 2)
+        worker.kill_supervisor()
+        results += app.send_many(examine_file.s(path) for path in files[half:])
+        waiting = list(results)
+
+        def all_done() -> bool:
+            while waiting and waiting[-1].wait(0.02):
+                waiting.pop()
+            return not waiting
+
+        watch(all_done)
+        progress.update(bar, completed=len(files) - len(waiting))
         tally.seconds = time.monotonic() - started
     for path, result in zip(files, results, strict=True):
         if not result.ready():
@@ -137,18 +145,20 @@ class Disturbed:
             self._process.kill()
             self._process.wait()
 
-    def disturb(self, runs: int) -> None:
-        """Kill what is due, after so many runs."""
+    def kill_supervisor(self) -> None:
+        """SIGKILL the supervisor, and start another worker."""
+        self._process.kill()
+        self._process.wait()
+        self._tally.supervisor_kills += 1
+        self._start()
+
+    def disturb(self) -> None:
+        """Kill a child if it is time to."""
         if self._process.poll() is not None:
             raise TaskqError(
                 f"the worker ended by itself, with exit code {self._process.returncode}:\n{Path('worker.log').read_text()}"
             )
-        if runs >= self._tally.files / 2 and not self._tally.supervisor_kills:
-            self._tally.supervisor_kills += 1
-            self._process.kill()
-            self._process.wait()
-            self._start()
-        elif runs and time.monotonic() >= self._next_kill and (children := list(self._children())):
+        if time.monotonic() >= self._next_kill and (children := list(self._children())):
             with contextlib.suppress(ProcessLookupError):  # it may have ended on its own in between
                 os.kill(self._chance.choice(children), signal.SIGKILL)
                 self._tally.child_kills += 1

@@ -7,6 +7,7 @@ answer by delivery tag: py-amqp takes any answer for the one it waits for.
 from __future__ import annotations
 
 import struct
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -142,6 +143,13 @@ class Channel(pyamqp.Channel):  # type: ignore[misc]
     def message_to_python(self, raw_message: Any) -> Any:
         """Kombu's hook: deliveries are Kombu messages already."""
         return raw_message if type(raw_message) is Delivered else super().message_to_python(raw_message)
+
+    def basic_consume(self, queue: str = "", consumer_tag: str = "", callback: Any = None, **options: Any) -> str:
+        """As py-amqp's, but ready for deliveries that come together with the broker's answer."""
+        consumer_tag = consumer_tag or f"ctag.{uuid.uuid4().hex}"
+        self.callbacks[consumer_tag] = callback
+        tag: str = super().basic_consume(queue, consumer_tag, callback=callback, **options)
+        return tag
 
     def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:
         """Ack at the connection's next flush; ``multiple`` at once, and everything up to the tag."""

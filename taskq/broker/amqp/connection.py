@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import socket
+import ssl
 import sys
 import time
 from typing import Any
@@ -78,5 +79,6 @@ def _tls_options(url: str) -> dict[str, Any]:
     """The certificate is checked against the system's authorities and the URL's host, unless the URL says otherwise."""
     parts = parse_url(url)
     given = {_TLS_PARAMETERS[name]: value for name, value in parts.get("ssl", {}).items() if name in _TLS_PARAMETERS}
-    check_host = parts.get("ssl", {}).get("ssl_check_hostname", True) and given.get("cert_reqs") != 0
-    return {**given, "server_hostname": parts["hostname"] if check_host else None}
+    if parts.get("ssl", {}).get("ssl_check_hostname", True) and given.get("cert_reqs") != ssl.CERT_NONE:
+        given["server_hostname"] = parts["hostname"]
+    return given

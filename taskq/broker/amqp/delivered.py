@@ -104,6 +104,8 @@ class Outgoing(AmqpMessage):  # type: ignore[misc]
     """A message to send. ``origin`` is whatever its publisher wants to find again with the confirmation."""
 
     def __init__(self, body: Any, **properties: Any) -> None:
+        if isinstance(body, str):
+            body = body.encode(properties.get("content_encoding") or "utf-8")
         super().__init__(body, **properties)
         self.raw_properties = encode(properties)
         self.origin: Any = None

@@ -71,7 +71,7 @@ class Topology:
         """The queue and its dead-letter queue, unless done before."""
         if queue in self._queues:
             return
-        names = [queue] if is_dead_letter_queue(queue) else [dead_letter_queue(queue), queue]
+        names = [queue] if is_dead_letter_queue(queue) else [queue, dead_letter_queue(queue)]
         for name in names:
             self._channel.queue_declare(
                 name, durable=True, auto_delete=False, nowait=True, arguments=queue_arguments(name, self._settings)
@@ -176,7 +176,7 @@ def _mismatch(error: exceptions.PreconditionFailed, settings: Settings) -> Queue
     if found := _MISMATCH.search(error.reply_text or ""):
         queue, argument, detail = found["queue"], found["argument"], found["detail"]
         way_out = f"delete queue {queue!r} once it is empty, or use another queue name"
-        if argument in ("x-queue-type", "type") or settings.queue_type == "quorum":
-            way_out += ", or set queue_type='classic' to share a queue with Celery"
+        if argument in ("x-queue-type", "type"):
+            way_out += f", or set queue_type={'classic' if settings.queue_type == 'quorum' else 'quorum'!r} to share it"
         return QueueMismatch(f"queue {queue!r} on {url} exists with another {argument} ({detail}); {way_out}")
     return QueueMismatch(f"a queue on {url} exists with other arguments: {error.reply_text}")

@@ -340,12 +340,15 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         more = False
         for queue in list(self._consuming):
             room = self.qos.can_consume_max_estimate()
+            if not room:
+                more = True
+                break
             no_ack, callback = self._consuming.pop(queue)
             # To the end of the line, so that a busy queue does not starve the others.
             self._consuming[queue] = no_ack, callback
             # One at a time where the claim is the end of the message: what is not delivered yet must still be a row.
-            limit = min(room, 1) if no_ack else room
-            messages = self._claim(queue, limit, no_ack) if limit else []
+            limit = 1 if no_ack else room
+            messages = self._claim(queue, limit, no_ack)
             self._claimed.extend(messages)
             more = more or len(messages) == limit
         self.hungry = more
