@@ -303,7 +303,8 @@ def run_worker(spec: str, command_line: dict[str, Any]) -> int:
     launcher = launch()
     ready = await_application(launcher, signals)
     if ready is None:
-        launcher.close(CHILD_EXIT_SECONDS)
+        # It would only look once the import is over, and an import holds nothing that could be lost.
+        launcher.close(0.0)
         return 0
     settings = ready.settings
     log.configure(settings.log_format, settings.log_level)

@@ -61,7 +61,9 @@ class Publisher:
             except BrokerUnreachable as error:
                 if in_doubt is None:
                     raise
-                raise ConnectionLost(f"{in_doubt} before it confirmed; the message may exist. Then: {error}") from in_doubt
+                raise ConnectionLost(
+                    f"{in_doubt}; that was before it confirmed, so the message may exist. Then: {error}"
+                ) from in_doubt
 
     def depth(self, queue: str) -> int | None:
         """How many messages are ready in the queue, or None where there is no such queue."""

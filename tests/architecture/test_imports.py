@@ -93,3 +93,15 @@ def test_an_application_imports_neither_drivers_nor_the_command_line_nor_the_wor
     unwanted = (*MESSAGING, "click", "rich", "structlog", "asyncio", "multiprocessing", "taskq.workers", "taskq.cli")
     assert "taskq.app" in loaded
     assert {name for name in loaded if _is_in(name, unwanted)} == set()
+
+
+def test_an_application_on_windows_can_import_taskq() -> None:
+    """Windows lacks these modules; sending over AMQP must not need them."""
+    code = """
+import sys
+sys.modules |= dict.fromkeys(["fcntl", "grp", "pwd", "resource", "termios"])
+from taskq import TaskQ
+TaskQ("shop", broker="amqp://127.0.0.1//")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr

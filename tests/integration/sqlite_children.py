@@ -1,6 +1,7 @@
-"""What other processes do to a database in the tests of SQLite: ``python -m tests.integration.sqlite_children ROLE URL QUEUE COUNT``.
+"""What other processes do to a database in the tests of SQLite.
 
-Each prints a line for what it has done, so that the test knows when to kill it.
+They are started as ``python -m tests.integration.sqlite_children ROLE URL QUEUE COUNT``. Each prints a line for what it has
+done, so that the test knows when to kill it.
 """
 
 from __future__ import annotations

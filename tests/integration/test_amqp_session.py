@@ -50,6 +50,11 @@ def test_a_dead_letter_queue_has_none_of_its_own(rabbitmq: RabbitMQ, session: Am
     assert session.depth(queue) is not None
 
 
+def test_one_publication_twice_is_two_messages(session: AmqpSession, queue: str) -> None:
+    session.publish(publications(queue, 1) * 300, soon())
+    assert session.purge(queue) == 300
+
+
 def test_depth_and_purge(session: AmqpSession, queue: str) -> None:
     assert session.depth(queue) is None
     assert session.purge(queue) == 0
@@ -111,16 +116,16 @@ def test_delays_do_not_leak_into_queues_of_similar_names(rabbitmq: RabbitMQ, ses
 
 
 def test_a_broker_that_blocks_publishers_says_why(rabbitmq: RabbitMQ, queue: str) -> None:
-    rabbitmq.control("set_disk_free_limit", "1000TB")
+    rabbitmq.control("set_disk_free_limit", str(10**15))
     try:
         session = AmqpSession(settings_for(rabbitmq.url, publish_timeout=1), 10)
         started = time.monotonic()
-        with pytest.raises(PublishTimeout, match="blocks publishers .*disk"):
+        with pytest.raises(PublishTimeout, match=r"blocks publishers .*disk"):
             session.publish(publications(queue, 1), soon(1))
         session.close()
         assert time.monotonic() - started < 1.5
     finally:
-        rabbitmq.control("set_disk_free_limit", "1MB")
+        rabbitmq.control("set_disk_free_limit", "1000000")
 
 
 def test_a_frozen_broker_is_a_timeout(rabbitmq: RabbitMQ, session: AmqpSession, queue: str) -> None:
@@ -137,7 +142,8 @@ def test_a_frozen_broker_is_a_timeout(rabbitmq: RabbitMQ, session: AmqpSession, 
 
 
 @pytest.mark.parametrize(
-    ("credentials", "text"), [("guest:wrong@", "refused access"), ("nobody:wrong@", "refused access"), ("", "no answer|refused|vhost")]
+    ("credentials", "text"),
+    [("guest:wrong@", "refused access"), ("nobody:wrong@", "refused access"), ("", "no answer|refused|vhost")],
 )
 def test_no_access(rabbitmq: RabbitMQ, credentials: str, text: str) -> None:
     url = f"amqp://{credentials or 'guest:guest@'}127.0.0.1:{rabbitmq.port}/{'' if credentials else 'no-such-host'}"

@@ -303,13 +303,14 @@ def test_two_channels_share_a_connection(connection: kombu.Connection) -> None:
     second: list[Any] = []
     for _ in range(4):
         connection.Producer().publish({}, routing_key="mail")
-    with connection.channel() as one, connection.channel() as two:
-        with (
-            kombu.Consumer(one, [kombu.Queue("mail")], on_message=first.append, prefetch_count=2),
-            kombu.Consumer(two, [kombu.Queue("mail")], on_message=second.append, prefetch_count=2),
-        ):
-            connection.drain_events(timeout=5)
-            assert (len(first), len(second)) == (2, 2)
+    with (
+        connection.channel() as one,
+        connection.channel() as two,
+        kombu.Consumer(one, [kombu.Queue("mail")], on_message=first.append, prefetch_count=2),
+        kombu.Consumer(two, [kombu.Queue("mail")], on_message=second.append, prefetch_count=2),
+    ):
+        connection.drain_events(timeout=5)
+        assert (len(first), len(second)) == (2, 2)
     assert connection.default_channel.queue_declare("mail", passive=True).message_count == 4
 
 

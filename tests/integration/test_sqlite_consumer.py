@@ -107,18 +107,20 @@ def test_a_transaction_that_fails_can_be_repeated(url: str, consumer: SqliteCons
     publish(url, "mail", *"abc")
     a, b, c = consumer.receive()
     results = SqliteResults(url, 60.0, consumer.database)
-    for fails in (True, False):
-        try:
-            with consumer.transaction():
-                assert consumer.publish([publication("other", "follow-up")]).confirmed
-                results.store([Record(id="a", status="SUCCESS", meta=b"1")])
-                consumer.ack(a)
-                consumer.requeue(b)
-                if fails:
-                    raise ZeroDivisionError
-        except ZeroDivisionError:
-            assert results.fetch("a") is None
-            assert consumer.receive() == []
+
+    def settle() -> None:
+        assert consumer.publish([publication("other", "follow-up")]).confirmed
+        results.store([Record(id="a", status="SUCCESS", meta=b"1")])
+        consumer.ack(a)
+        consumer.requeue(b)
+
+    with pytest.raises(ZeroDivisionError), consumer.transaction():
+        settle()
+        raise ZeroDivisionError
+    assert results.fetch("a") is None
+    assert consumer.receive() == []
+    with consumer.transaction():
+        settle()
     assert results.fetch("a") is not None
     assert names(consumer.receive()) == ["b"]
     consumer.ack(c)
@@ -130,7 +132,9 @@ def test_a_transaction_that_fails_can_be_repeated(url: str, consumer: SqliteCons
 
 def test_the_session_counts_and_purges(session: SqliteSession, url: str) -> None:
     assert session.depth("mail") is None
-    session.publish([publication("mail", name) for name in "abc"] + [publication("mail", "d", delay=60.0)], time.monotonic() + 5)
+    session.publish(
+        [publication("mail", name) for name in "abc"] + [publication("mail", "d", delay=60.0)], time.monotonic() + 5
+    )
     assert (session.depth("mail"), session.depth("mail.dead"), session.depth("mail.dead.dead")) == (3, 0, None)
     assert session.purge("mail") == 3
     assert session.depth("mail") == 0
@@ -222,16 +226,24 @@ def test_a_stopped_consumer_is_not_dead(url: str, consumer: SqliteConsumer) -> N
 def test_children_of_a_consumer_do_not_keep_it_alive(url: str, consumer: SqliteConsumer) -> None:
     publish(url, "mail", "a")
     consumer.set_window(0)
+    reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
-        holder = consumer_of(url, "mail")
-        if len(holder.receive()) == 1 and os.fork() == 0:
-            signal.pause()
-        os.write(2, b"") and os._exit(0)
-        os._exit(0)
-    os.waitpid(pid, 0)
+        try:
+            os.close(writing)
+            holder = consumer_of(url, "mail")
+            held = holder.receive()
+            if os.fork() == 0:
+                # Lives until the test closes its end.
+                os.read(reading, 1)
+            os._exit(0 if len(held) == 1 else 3)
+        finally:
+            os._exit(4)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     consumer.set_window(1)
     assert names(Hold(consumer).receive(1)) == ["a"]
+    os.close(writing)
+    os.close(reading)
 
 
 def test_a_consumer_whose_pipe_was_removed_says_so(url: str) -> None:

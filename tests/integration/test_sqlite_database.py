@@ -159,7 +159,9 @@ def test_a_read_only_folder_is_called_so(folder_for_nobody: Path, existing: bool
         "try: Database(pathlib.Path(sys.argv[1]))\n"
         "except DatabaseError as error: print(error)\n"
     )
-    process = subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+    process = subprocess.run(
+        [sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
+    )
     assert "must both be writable" in process.stdout
 
 

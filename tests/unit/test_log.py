@@ -146,6 +146,12 @@ def test_records_that_nobody_handles_are_written_as_taskqs_own_lines() -> None:
     assert (line["level"], line["logger"], line["event"], line["task_id"]) == ("warning", "shop", "sold out", "id-1")
 
 
+def test_a_record_that_cannot_be_formatted_is_reported_as_logging_does() -> None:
+    written = stderr_of(APPLICATION + "logging.getLogger('shop').warning('%d sold', 'none'); logger.info('went_on')")
+    assert written.startswith("--- Logging error ---")
+    assert json.loads(written.splitlines()[-1])["event"] == "went_on"
+
+
 def test_an_application_may_still_configure_logging() -> None:
     code = "logging.basicConfig(format='%(message)s'); logging.getLogger('shop').warning('mine')"
     assert stderr_of(APPLICATION + code) == "mine\n"

@@ -23,7 +23,7 @@ class Receipt:
     """The broker's answer to some publications. ``unanswered`` are those without one, ``refused`` is why one was refused."""
 
     def __init__(self, publications: Iterable[Publication]) -> None:
-        self.unanswered = {id(publication): publication for publication in publications}
+        self.unanswered = dict(enumerate(publications))
         self.refused: BrokerError | None = None
 
     @property
@@ -53,8 +53,8 @@ class Outbox:
             check_route(publication)
             prepared.append((publication, self._prepare(publication.message)))
         receipt = Receipt(publication for publication, _ in prepared)
-        for publication, outgoing in prepared:
-            outgoing.origin = publication, receipt, False
+        for number, (publication, outgoing) in enumerate(prepared):
+            outgoing.origin = receipt, number, False
             self._send(publication, outgoing)
         return receipt
 
@@ -73,16 +73,16 @@ class Outbox:
         )
 
     def _answered(self, outgoing: Any, refusal: Exception | None) -> None:
-        publication, receipt, again = outgoing.origin
+        receipt, number, again = outgoing.origin
         if refusal is None:
-            receipt.unanswered.pop(id(publication), None)
+            del receipt.unanswered[number]
             return
-        url = masked(self._settings.broker)
+        publication, url = receipt.unanswered[number], masked(self._settings.broker)
         if isinstance(refusal, MessageNacked):
             receipt.refused = PublishRejected(f"{url} refused a message for queue {publication.queue!r}: is the queue full?")
         elif again:
             receipt.refused = Unroutable(f"{url} found no queue {publication.queue!r} for a message: {refusal}")
         else:
             self._topology.forget(publication.queue)
-            outgoing.origin = publication, receipt, True
+            outgoing.origin = receipt, number, True
             self._send(publication, outgoing)

@@ -43,7 +43,10 @@ def test_a_classic_queue_is_declared_as_celery_declares_it() -> None:
 
 @pytest.mark.parametrize(
     ("keywords", "text"),
-    [({}, "quorum queues have no priorities"), ({"queue_type": "classic", "queue_max_priority": 3}, "above queue_max_priority=3")],
+    [
+        ({}, "quorum queues have no priorities"),
+        ({"queue_type": "classic", "queue_max_priority": 3}, "above queue_max_priority=3"),
+    ],
 )
 def test_a_priority_that_the_queue_does_not_have(keywords: dict[str, Any], text: str) -> None:
     with pytest.raises(UnsupportedFeature, match=text):
@@ -63,7 +66,7 @@ def test_a_priority_that_the_queue_does_not_have(keywords: dict[str, Any], text:
     ],
 )
 def test_a_route_that_rabbitmq_cannot_carry(refused: Publication) -> None:
-    with pytest.raises(UnsupportedFeature, match="RabbitMQ|bytes"):
+    with pytest.raises(UnsupportedFeature, match=r"RabbitMQ|bytes"):
         check_route(refused)
 
 
@@ -79,7 +82,14 @@ def test_a_mismatch_says_queue_argument_and_way_out() -> None:
     )
     error = refusal(PreconditionFailed(text, spec.Queue.Declare), settings())
     assert isinstance(error, QueueMismatch)
-    for part in ("'mail'", "x-queue-type", "but current is none", "delete queue", "queue_type='classic'", "user:***@broker.example"):
+    for part in (
+        "'mail'",
+        "x-queue-type",
+        "but current is none",
+        "delete queue",
+        "queue_type='classic'",
+        "user:***@broker.example",
+    ):
         assert part in str(error)
     assert "secret" not in str(error)
 

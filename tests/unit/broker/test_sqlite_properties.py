@@ -5,7 +5,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskq.broker.sqlite.properties import correlation_id, decode, encode, envelope
@@ -22,6 +22,7 @@ def stored(headers: dict[str, Any], **properties: Any) -> bytes:
     )
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.text(), VALUES))
 def test_headers_come_back_as_they_were(headers: dict[str, Any]) -> None:
     assert envelope(stored(headers)).headers == headers
@@ -51,7 +52,9 @@ def test_decode_gives_the_message() -> None:
     assert (message.correlation_id, message.reply_to, message.priority) == ("1", "answers", 7)
 
 
-@pytest.mark.parametrize("rubbish", [b"", b"{", b"[]", b'{"headers": 1}', b'\xff{"__type__": 1}', b'{"__type__": "x", "__value__": 1}'])
+@pytest.mark.parametrize(
+    "rubbish", [b"", b"{", b"[]", b'{"headers": 1}', b'\xff{"__type__": 1}', b'{"__type__": "x", "__value__": 1}']
+)
 def test_what_cannot_be_read_is_a_message_error(rubbish: bytes) -> None:
     with pytest.raises(MessageError):
         decode(rubbish, b"")

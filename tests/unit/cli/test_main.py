@@ -112,6 +112,13 @@ except SystemExit: print(*sys.modules)
     assert {"kombu", "amqp", "rich", "structlog", "asyncio", "taskq.workers"} & set(ended.stdout.split()) == set()
 
 
+def test_a_worker_on_windows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    ended = CliRunner().invoke(cli, ["worker", "-A", "shop"])
+    assert ended.exit_code == 1
+    assert ended.stderr.startswith("Error: taskq worker needs Linux or macOS")
+
+
 def test_the_version_is_that_of_the_distribution() -> None:
     assert re.fullmatch(r"taskq \d+\.\d+\.\d+\n", CliRunner().invoke(cli, ["--version"], prog_name="taskq").output)
 
