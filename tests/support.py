@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from taskq import TaskQ, config
 from taskq.broker import decoder, open_consumer, open_session
@@ -82,11 +82,17 @@ class Worker:
         self.log = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
         self.pid = self.process.pid
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -94,7 +100,8 @@ class Worker:
             self.send(signal.SIGKILL, group=True)
             self.process.wait(PATIENCE)
         if kind is not None:
-            print(f"--- log of worker {self.pid}, exit code {self.process.returncode}\n{self.text}")  # noqa: T201  # for who reads the failure
+            # for who reads the failure
+            print(f"--- log of worker {self.pid}, exit code {self.process.returncode}\n{self.text}")
 
     @property
     def text(self) -> str:
@@ -168,8 +175,8 @@ class Stage:
         """A worker of this app; two children unless the options say otherwise."""
         self._workers += 1
         log = self.folder / f"worker-{self._workers}.log"
-        command = [sys.executable, "-m", "taskq", "worker", "-A", app, "--log-format", "json", "-Q", self.queue, "-c", "2", *options]
-        return Worker(command, self.environment(**variables), log)
+        command = [sys.executable, "-m", "taskq", "worker", "-A", app, "--log-format", "json", "-Q", self.queue, "-c", "2"]
+        return Worker([*command, *options], self.environment(**variables), log)
 
     def traces(self, event: str | None = None, **fields: Any) -> list[dict[str, Any]]:
         """What tasks have left in the file of traces, oldest first."""

@@ -7,21 +7,27 @@ transaction, and nothing is even repeated.
 
 from __future__ import annotations
 
+import time
+
 from taskq.broker.interface import Consumer, Delivery, Receipt
 from taskq.errors import ConnectionLost
 from taskq.results.store import ResultStore
 from taskq.workers.outcome import Outcome
 
+#: How long the broker may take to confirm a follow-up, in seconds; then the connection counts as broken.
+CONFIRM_SECONDS = 30.0
+
 
 class Settlement:
-    """An outcome on its way to take effect."""
+    """An outcome on its way to take effect. ``published_at`` is when its follow-ups went out, in monotonic seconds."""
 
-    __slots__ = ("delivery", "outcome", "receipt")
+    __slots__ = ("delivery", "outcome", "published_at", "receipt")
 
     def __init__(self, delivery: Delivery, outcome: Outcome) -> None:
         self.delivery = delivery
         self.outcome = outcome
         self.receipt: Receipt | None = None
+        self.published_at = 0.0
 
 
 class Settler:
@@ -43,6 +49,7 @@ class Settler:
                 for settlement in self.settlements:
                     if settlement.outcome.publish and settlement.receipt is None:
                         settlement.receipt = consumer.publish(settlement.outcome.publish)
+                        settlement.published_at = time.monotonic()
                         published.append(settlement)
                 done = [s for s in self.settlements if s.receipt is None or s.receipt.confirmed]
                 if self.store is not None and (records := [s.outcome.record for s in done if s.outcome.record is not None]):
@@ -62,6 +69,9 @@ class Settler:
         else:
             finished = set(map(id, done))
             self.settlements = [s for s in self.settlements if id(s) not in finished]
+            oldest = min(s.published_at for s in self.settlements)
+            if time.monotonic() - oldest > CONFIRM_SECONDS:
+                raise ConnectionLost(f"a follow-up message was not confirmed within {CONFIRM_SECONDS:g} s")
 
     def drop_lost(self) -> list[Settlement]:
         """The connection broke: its deliveries cannot be acked any more. Returns what had not taken effect."""

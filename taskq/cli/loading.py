@@ -14,7 +14,7 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 from taskq import TaskQ
-from taskq.errors import ConfigurationError
+from taskq.errors import ConfigurationError, TaskqError
 
 
 def load_app(spec: str) -> TaskQ:
@@ -45,7 +45,7 @@ def load_app(spec: str) -> TaskQ:
 def _import(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, TaskqError):
         raise
     except BaseException as error:  # noqa: BLE001  # the application's code may raise anything, SystemExit included
         where = _past_import_machinery(error.__traceback__)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from taskq.broker.interface import Session
 from taskq.broker import open_session
+from taskq.broker.interface import Session
 from taskq.config import Settings
 from tests.conftest import staged, url_of
 from tests.support import Stage

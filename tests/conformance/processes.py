@@ -1,4 +1,6 @@
-"""Processes that the conformance tests kill: ``python -m tests.conformance.processes ROLE QUEUE``, the broker in ``TASKQ_BROKER``.
+"""Processes that the conformance tests kill: ``python -m tests.conformance.processes ROLE QUEUE``.
+
+The broker is in ``TASKQ_BROKER``.
 
 ``hold COUNT`` takes so many messages, says ``held`` and waits to be killed; ``publish`` publishes until it is killed and
 writes the number of each message that the broker has taken responsibility for.

@@ -53,8 +53,8 @@ def test_a_task_that_keeps_killing_is_dead_lettered(stage: Stage, how: str) -> N
 
 def test_neighbours_of_a_crash_are_innocent(stage: Stage) -> None:
     client = stage.client()
-    before = [Signature("mark", [f"before {number}"]) for number in range(100)]
-    after = [Signature("mark", [f"after {number}"]) for number in range(100)]
+    before = [Signature[str]("mark", [f"before {number}"]) for number in range(100)]
+    after = [Signature[str]("mark", [f"after {number}"]) for number in range(100)]
     client.send_many([*before, Signature("die", ["SIGKILL", 2]), *after])
     with stage.worker("tests.apps.basic:app", "-c", "1") as worker:
         marks = stage.traced("mark", 200)

@@ -49,7 +49,9 @@ def hostile(folder: Path) -> dict[str, Message]:
         "content type is 'application/x-python-serialize'": changed(
             good, body=bomb, content_type="application/x-python-serialize", content_encoding="binary"
         ),
-        "content type is 'application/x-yaml'": changed(good, body=b"!!python/object/apply:os.system ['true']", content_type="application/x-yaml"),
+        "content type is 'application/x-yaml'": changed(
+            good, body=b"!!python/object/apply:os.system ['true']", content_type="application/x-yaml"
+        ),
         "content type is None": changed(good, content_type=None),
         "JSONDecodeError": changed(good, body=b"[[1, 2"),
         "codec can't decode": changed(good, body=b'[["\xff"], {}, {}]'),

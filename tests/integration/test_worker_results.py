@@ -11,6 +11,7 @@ import pytest
 
 from taskq import TaskQ
 from taskq.errors import TaskFailed
+from taskq.signature import Signature
 from tests.support import Stage, Worker, eventually
 
 
@@ -31,13 +32,21 @@ def test_results(client: TaskQ, stage: Stage, worker: Worker) -> None:
     assert result.status == "SUCCESS"
     assert result.traceback is None
 
-    values = [datetime(2024, 2, 29, 1, 2, 3, 4, tzinfo=UTC), date(2024, 1, 1), time(1, 2), Decimal("1.10"), UUID(int=5), b"\xff", b"a"]
+    values = [
+        datetime(2024, 2, 29, 1, 2, 3, 4, tzinfo=UTC),
+        date(2024, 1, 1),
+        time(1, 2),
+        Decimal("1.10"),
+        UUID(int=5),
+        b"\xff",
+        b"a",
+    ]
     names = ["datetime", "date", "time", "Decimal", "UUID", "bytes", "bytes"]
     assert client.send_task("echo", values).get(timeout=15) == [*values, *names]
     assert client.send_task("echo", kwargs={"ключ": "значение"}).get(timeout=15) == ["значение", "str"]
 
-    results = client.send_many([client.tasks["x"]] if client.tasks else [])
-    assert results == []
+    nothing: list[Signature[int]] = []
+    assert client.send_many(nothing) == []
 
 
 def test_failures(client: TaskQ, stage: Stage, worker: Worker) -> None:

@@ -11,8 +11,8 @@ import kombu
 import pytest
 
 from taskq.signature import Signature
-from tests.support import Stage, Worker, eventually
 from tests.integration.test_worker_crashes import parent_of
+from tests.support import Stage, Worker, eventually
 
 BASIC = "tests.apps.basic:app"
 

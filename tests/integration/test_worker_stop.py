@@ -115,7 +115,7 @@ def test_a_signal_during_the_import_of_the_application(sqlite_stage: Stage, grou
 
 def test_the_tasks_of_a_stopped_worker_run_elsewhere(stage: Stage) -> None:
     client = stage.client()
-    results = client.send_many(Signature("mark", [str(number), 0.02]) for number in range(100))
+    results = client.send_many(Signature[str]("mark", [str(number), 0.02]) for number in range(100))
     with stage.worker(BASIC, "-c", "1") as first:
         stage.traced("mark", 5)
         assert first.stop() == 0

@@ -27,6 +27,8 @@ from taskq.message import Publication, dead_letter_queue
 MAX_DELAY = 2**MAX_NUMBER_OF_BITS_TO_USE - 1
 #: AMQP's limit for names and routing keys, in bytes.
 MAX_NAME = 255
+_PREFIX = "taskq"
+_DELIVERY_EXCHANGE = f"{_PREFIX}_{CELERY_DELAYED_DELIVERY_EXCHANGE}"
 _DELAY_KEY = "*." * MAX_NUMBER_OF_BITS_TO_USE
 _MISMATCH = re.compile(r"inequivalent arg '(?P<argument>[^']+)' for queue '(?P<queue>.+?)' in vhost '.*?': (?P<detail>.*)")
 
@@ -63,9 +65,6 @@ class Topology:
         self._queues: set[str] = set()
         self._delayed: set[str] = set()
         self._levels = False
-        # level queues of two types need names of two kinds
-        self._prefix = "taskq" if settings.queue_type == "quorum" else "taskq_classic"
-        self._delivery_exchange = f"{self._prefix}_{CELERY_DELAYED_DELIVERY_EXCHANGE}"
 
     def declare(self, queue: str) -> None:
         """The queue and its dead-letter queue, unless done before."""
@@ -90,7 +89,7 @@ class Topology:
         if publication.delay <= 0:
             return "", publication.queue
         self._declare_delayed(publication.queue)
-        return level_name(MAX_LEVEL, self._prefix), calculate_routing_key(math.ceil(publication.delay), publication.queue)
+        return level_name(MAX_LEVEL, _PREFIX), calculate_routing_key(math.ceil(publication.delay), publication.queue)
 
     def _declare_delayed(self, queue: str) -> None:
         if queue in self._delayed:
@@ -99,19 +98,19 @@ class Topology:
             self._declare_levels()
             self._levels = True
         # as many words as there are levels: with '#', a queue named 'mail' would also get what is meant for 'old.mail'
-        self._channel.queue_bind(queue, self._delivery_exchange, _DELAY_KEY + queue, nowait=True)
+        self._channel.queue_bind(queue, _DELIVERY_EXCHANGE, _DELAY_KEY + queue, nowait=True)
         self._delayed.add(queue)
 
     def _declare_levels(self) -> None:
         """Kombu's native delayed delivery, without its waits: level n holds a message for 2**n seconds, or passes it on."""
         channel = self._channel
-        exchanges = [self._delivery_exchange, *(level_name(level, self._prefix) for level in range(MAX_LEVEL + 1))]
+        exchanges = [_DELIVERY_EXCHANGE, *(level_name(level, _PREFIX) for level in range(MAX_LEVEL + 1))]
         for exchange in exchanges:
             channel.exchange_declare(exchange, "topic", durable=True, auto_delete=False, nowait=True)
         for level in range(MAX_LEVEL, -1, -1):
             name, below = exchanges[level + 1], exchanges[level]
             arguments = {
-                # whatever queue_type says: applications of both types may share these on one broker
+                # Whatever queue_type says, because all applications on a broker share the levels.
                 "x-queue-type": "quorum",
                 "x-overflow": "reject-publish",
                 "x-message-ttl": 2**level * 1000,
@@ -176,7 +175,9 @@ def _mismatch(error: exceptions.PreconditionFailed, settings: Settings) -> Queue
     if found := _MISMATCH.search(error.reply_text or ""):
         queue, argument, detail = found["queue"], found["argument"], found["detail"]
         way_out = f"delete queue {queue!r} once it is empty, or use another queue name"
-        if argument in ("x-queue-type", "type"):
-            way_out += f", or set queue_type={'classic' if settings.queue_type == 'quorum' else 'quorum'!r} to share it"
+        if settings.queue_type == "quorum":
+            way_out += ", or set queue_type='classic' if it is a Celery fleet's, to share it"
+        elif argument == "x-queue-type":
+            way_out += ", or set queue_type='quorum' to share it"
         return QueueMismatch(f"queue {queue!r} on {url} exists with another {argument} ({detail}); {way_out}")
     return QueueMismatch(f"a queue on {url} exists with other arguments: {error.reply_text}")
