@@ -49,7 +49,7 @@ class Send(Protocol):
         """Send them."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Signature(Generic[R]):
     """A call that has not been sent: a task's name, its arguments and how to send it."""
 

@@ -113,8 +113,9 @@ class Database:
         self._failure: DatabaseError | None = None
         self._after_commit: dict[tuple[Any, ...], None] = {}
         with self.lock:
+            # Known before it is open: a fork in another thread must wait for the end of the opening.
+            _databases[id(self)] = self
             self._open()
-        _databases[id(self)] = self
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
         """Run one statement and return its rows. A statement that writes belongs inside a ``transaction``."""
@@ -330,7 +331,8 @@ def _before_fork() -> None:
     databases = [database for reference in _databases.valuerefs() if (database := reference())]
     give_up = time.monotonic() + 10.0
     while True:
-        held = [database for database in databases if database.lock.acquire(timeout=0.05)]
+        # Long enough for a thread that waits for other processes: the more locks are held here, the sooner it has its turn.
+        held = [database for database in databases if database.lock.acquire(timeout=0.5)]
         if len(held) == len(databases) or time.monotonic() > give_up:
             break
         # Another thread is in a transaction, and may need one of the others to end it.

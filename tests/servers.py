@@ -148,6 +148,10 @@ class RabbitMQ:
             lines.append(f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}")
             lines += [f"ssl_options.{name} = {path}" for name, path in tls.items()]
         (self.folder / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
+        # What a level of the delays could not pass on while the node started is tried again after this time, three minutes
+        # by default.
+        advanced = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 1000}]}]."
+        (self.folder / "advanced.config").write_text(advanced + "\n")
         (self.folder / "enabled_plugins").write_text("[].\n")
         (self.folder / "rabbitmq-env.conf").write_text("")
         cookie = self.folder / ".erlang.cookie"
@@ -166,6 +170,7 @@ class RabbitMQ:
             "RABBITMQ_DIST_PORT": str(self._distribution_port),
             "RABBITMQ_CONF_ENV_FILE": f"{folder}/rabbitmq-env.conf",
             "RABBITMQ_CONFIG_FILE": f"{folder}/rabbitmq.conf",
+            "RABBITMQ_ADVANCED_CONFIG_FILE": f"{folder}/advanced.config",
             "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/enabled_plugins",
             "RABBITMQ_MNESIA_BASE": f"{folder}/data",
             "RABBITMQ_LOG_BASE": f"{folder}/log",

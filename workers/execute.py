@@ -28,6 +28,8 @@ from taskq.workers.outcome import SUCCEEDED, Outcome, dead_letter, failure, reco
 
 #: An ETA this near counts as reached: clocks of different machines agree no better.
 ETA_TOLERANCE = 0.1
+#: What is due later than this is looked at again then, in seconds: brokers hold a message for some years at most.
+LONGEST_DELAY = 30 * 86_400.0
 #: The longest text of a traceback that is kept, in characters.
 TRACEBACK_LIMIT = 65_536
 
@@ -67,7 +69,7 @@ class Executor:
             return self._expired(call)
         if call.eta is not None and call.eta - now > ETA_TOLERANCE:
             logger.debug("task_delayed", task_id=call.attempt.id, task=call.attempt.task, seconds=round(call.eta - now, 3))
-            return Outcome("delayed", (Publication(delivery.queue, message, call.eta - now),))
+            return Outcome("delayed", (Publication(delivery.queue, message, min(call.eta - now, LONGEST_DELAY)),))
         task = self._tasks.get(call.attempt.task)
         if task is None:
             return self._unknown(call, delivery.queue, now)

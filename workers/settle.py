@@ -7,10 +7,11 @@ transaction, and nothing is even repeated.
 
 from __future__ import annotations
 
+import math
 import time
 
 from taskq.broker.interface import Consumer, Delivery, Receipt
-from taskq.errors import ConnectionLost
+from taskq.errors import BrokerError, ConnectionLost
 from taskq.results.store import ResultStore
 from taskq.workers.outcome import Outcome
 
@@ -42,8 +43,12 @@ class Settler:
         self.settlements.append(Settlement(delivery, outcome))
 
     def settle(self, consumer: Consumer) -> None:
-        """One pass over what waits. Whatever fails stays here, its message unacked, and is tried again by the next pass."""
+        """One pass over what waits. Whatever fails stays here, its message unacked, and is tried again by the next pass.
+
+        Raises ``BrokerError`` for what failed, after everything else has been settled as far as it can be.
+        """
         published: list[Settlement] = []
+        refusals: list[BrokerError] = []
         try:
             with consumer.transaction():
                 for settlement in self.settlements:
@@ -51,7 +56,7 @@ class Settler:
                         settlement.receipt = consumer.publish(settlement.outcome.publish)
                         settlement.published_at = time.monotonic()
                         published.append(settlement)
-                done = [s for s in self.settlements if s.receipt is None or s.receipt.confirmed]
+                done = [settlement for settlement in self.settlements if _confirmed(settlement, refusals)]
                 if self.store is not None and (records := [s.outcome.record for s in done if s.outcome.record is not None]):
                     self.store.store(records)
                 for settlement in done:
@@ -64,16 +69,31 @@ class Settler:
             for settlement in self.settlements if isinstance(error, ConnectionLost) else published:
                 settlement.receipt = None
             raise
+        self._remove(done)
+        if refusals:
+            raise refusals[0]
+
+    def _remove(self, done: list[Settlement]) -> None:
         if len(done) == len(self.settlements):
             self.settlements.clear()
-        else:
-            finished = set(map(id, done))
-            self.settlements = [s for s in self.settlements if id(s) not in finished]
-            oldest = min(s.published_at for s in self.settlements)
-            if time.monotonic() - oldest > CONFIRM_SECONDS:
-                raise ConnectionLost(f"a follow-up message was not confirmed within {CONFIRM_SECONDS:g} s")
+            return
+        finished = set(map(id, done))
+        self.settlements = [settlement for settlement in self.settlements if id(settlement) not in finished]
+        oldest = min((s.published_at for s in self.settlements if s.receipt is not None), default=math.inf)
+        if time.monotonic() - oldest > CONFIRM_SECONDS:
+            raise ConnectionLost(f"a follow-up message was not confirmed within {CONFIRM_SECONDS:g} s")
 
     def drop_lost(self) -> list[Settlement]:
         """The connection broke: its deliveries cannot be acked any more. Returns what had not taken effect."""
         lost, self.settlements = self.settlements, []
         return lost
+
+
+def _confirmed(settlement: Settlement, refusals: list[BrokerError]) -> bool:
+    """Whether the broker has taken what follows; what it refused goes out again in the next pass."""
+    try:
+        return settlement.receipt is None or settlement.receipt.confirmed
+    except BrokerError as refusal:
+        settlement.receipt = None
+        refusals.append(refusal)
+        return False

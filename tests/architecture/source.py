@@ -49,14 +49,27 @@ def functions(module: Module) -> Iterator[Function]:
             yield node
 
 
-def imports(module: Module) -> Iterator[str]:
-    """Every module that this one imports anywhere, inside functions too, by its whole name."""
+def imports(module: Module, *, for_types: bool = True) -> Iterator[str]:
+    """Every module that this one imports anywhere, inside functions too, by its whole name.
+
+    Without ``for_types``, those that only a type checker imports are left out.
+    """
     known = {other.name for other in modules("taskq")}
+    left_out = set() if for_types else set(_imports_for_types(module))
     for node in ast.walk(module.tree):
+        if node in left_out:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield from _imported_from(node, module, known)
+
+
+def _imports_for_types(module: Module) -> Iterator[ast.AST]:
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            for statement in node.body:
+                yield from ast.walk(statement)
 
 
 def _imported_from(node: ast.ImportFrom, module: Module, known: set[str]) -> Iterator[str]:

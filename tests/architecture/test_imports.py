@@ -84,7 +84,7 @@ def test_no_module_imports_itself_in_a_circle_not_even_inside_functions() -> Non
 
 
 def _targets(module: Module, known: set[str]) -> set[str]:
-    return {name for name in imports(module) if name in known}
+    return {name for name in imports(module, for_types=False) if name in known}
 
 
 def test_an_application_imports_neither_drivers_nor_the_command_line_nor_the_workers() -> None:

@@ -22,13 +22,15 @@ from tests.servers import RabbitMQ
 
 NAMES = [system.name for system in SYSTEMS]
 WHOLE = Plan(rounds=3, tasks=8000, samples=70, idle_seconds=10.0)
-QUICK = Plan(rounds=1, tasks=4000, samples=100, idle_seconds=3.0)
+QUICK = Plan(rounds=1, tasks=3000, samples=60, idle_seconds=2.0)
 
 
 @click.command()
 @click.option("--quick", is_flag=True, help="One round of fewer tasks: a rough picture in about a minute.")
 @click.option("--rounds", type=click.IntRange(min=1), help="How often each system has its turn.  [default: 3]")
-@click.option("--only", multiple=True, metavar="SYSTEM", type=click.Choice(NAMES), help=f"Measure only: {', '.join(NAMES)}.")
+@click.option(
+    "--only", multiple=True, metavar="SYSTEM", type=click.Choice(NAMES), help=f"Measure only these: {', '.join(NAMES)}."
+)
 @click.option(
     "--peers", type=click.Path(path_type=Path), help="Python with the peers installed.  [default: made in .venv-peers]"
 )
@@ -42,14 +44,15 @@ def main(quick: bool, rounds: int | None, only: tuple[str, ...], peers: Path | N
     """
     plan = QUICK if quick else WHOLE
     plan = Plan(rounds or plan.rounds, plan.tasks, plan.samples, plan.idle_seconds)
-    systems = [system for system in SYSTEMS if system.name in (only or NAMES)]
-    started = time.monotonic()
+    systems = [system for system in SYSTEMS if (system.name in only if only else not system.extra)]
+    started, load = time.monotonic(), os.getloadavg()[0]
     try:
         figures = measure(plan, systems, peers)
     except BenchmarkFailed as error:
         raise click.ClickException(str(error)) from error
     about = {
         "cpus": os.cpu_count(),
+        "load before": round(load, 2),
         "python": platform.python_version(),
         "rounds": plan.rounds,
         "tasks": plan.tasks,

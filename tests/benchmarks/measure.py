@@ -25,7 +25,7 @@ SETTLE_SECONDS = 0.3
 START_SECONDS = 30.0
 DRAIN_SECONDS = 60.0
 #: What an idle worker does when it has just started is not its idling.
-IDLE_AFTER_SECONDS = 3.0
+IDLE_AFTER_SECONDS = 2.0
 
 #: For each system, the value that each round found for each figure. Seconds and megabytes; rates per second.
 Figures = dict[str, dict[str, list[float]]]
@@ -60,7 +60,7 @@ class Bench:
                 self._say(f"round {number} of {self._plan.rounds}: {system.about}")
                 self._busy(system, number)
         for system in systems:
-            if not system.bare:
+            if system.idle:
                 self._say(f"idle: {system.about}")
                 self._idle(system)
         return self.figures
@@ -77,7 +77,7 @@ class Bench:
             first += count
         with self._worker(system, environment) as worker:
             self._drain(worker, figures)
-            if not system.bare:
+            if system.latency:
                 arguments = (system.one_by_one, "latency", self._plan.tasks, self._plan.samples)
                 figures["latency"] += self._produce(system, environment, *arguments)
 

@@ -16,11 +16,11 @@ from tests.benchmarks.stamps import shared
 Sender = Callable[[Iterable[int]], None]
 
 #: The first tasks connect and declare, and are not counted.
-WARM_UP = 20
+WARM_UP = 10
 #: How long a worker is left alone before the next sample of latency, in seconds.
 PAUSE = 0.01
 #: Latency is sampled for so long at most, in seconds: a system that polls would need minutes.
-LATENCY_SECONDS = 5.0
+LATENCY_SECONDS = 3.0
 
 
 def rate(send: Sender, first: int, count: int) -> float:

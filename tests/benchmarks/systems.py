@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 
@@ -19,8 +19,11 @@ class System:
     sends: Mapping[str, float]
     environment: Mapping[str, str] = field(default_factory=dict)
     peer: bool = True
-    #: A bare consumer has no latency or idle memory worth comparing.
-    bare: bool = False
+    latency: bool = True
+    #: Not where it would say the same as another system's.
+    idle: bool = True
+    #: Measured only when asked for.
+    extra: bool = False
 
     @property
     def one_by_one(self) -> str:
@@ -28,17 +31,25 @@ class System:
         return "unconfirmed" if "unconfirmed" in self.sends else "confirmed"
 
 
-def _taskq(name: str, about: str, broker: Literal["rabbitmq", "sqlite"], **environment: str) -> System:
-    module = "tests.benchmarks.tasks"
-    worker = ("-m", "taskq", "worker", "-A", f"{module}:app", "-c", "2", "--log-level", "warning")
-    return System(name, about, broker, module, worker, {"confirmed": 0.25, "many": 0.75}, environment, peer=False)
-
-
-def _huey(name: str, about: str, fsync: str) -> System:
-    module = "tests.benchmarks.huey_tasks"
-    worker = ("-m", "huey.bin.huey_consumer", f"{module}.huey", "-w", "2", "-k", "process", "-q")
-    return System(name, about, "sqlite", module, worker, {"unconfirmed": 1.0}, {"BENCH_FSYNC": fsync})
-
+_TASKQ = System(
+    "taskq-rabbitmq",
+    "taskq, RabbitMQ, quorum queue",
+    "rabbitmq",
+    "tests.benchmarks.tasks",
+    ("-m", "taskq", "worker", "-A", "tests.benchmarks.tasks:app", "-c", "2", "--log-level", "warning"),
+    {"confirmed": 0.25, "many": 0.75},
+    {"TASKQ_BACKEND": "off"},
+    peer=False,
+)
+_HUEY = System(
+    "huey",
+    "Huey, SQLite, no fsync, at most once",
+    "sqlite",
+    "tests.benchmarks.huey_tasks",
+    ("-m", "huey.bin.huey_consumer", "tests.benchmarks.huey_tasks.huey", "-w", "2", "-k", "process", "-q"),
+    {"unconfirmed": 1.0},
+    {"BENCH_FSYNC": "no"},
+)
 
 SYSTEMS = (
     System(
@@ -49,7 +60,8 @@ SYSTEMS = (
         ("-m", "tests.benchmarks.raw_kombu"),
         {"unconfirmed": 1.0},
         peer=False,
-        bare=True,
+        latency=False,
+        idle=False,
     ),
     System(
         "celery",
@@ -67,9 +79,20 @@ SYSTEMS = (
         ("-m", "dramatiq", "tests.benchmarks.dramatiq_tasks", "--processes", "2", "--threads", "8"),
         {"unconfirmed": 1.0},
     ),
-    _huey("huey", "Huey, SQLite, no fsync, at most once", "no"),
-    _huey("huey-fsync", "Huey, SQLite, fsync, at most once", "yes"),
-    _taskq("taskq-rabbitmq", "taskq, RabbitMQ, quorum queue", "rabbitmq", TASKQ_BACKEND="off"),
-    _taskq("taskq-sqlite", "taskq, SQLite", "sqlite", TASKQ_BACKEND="off"),
-    _taskq("taskq-sqlite-results", "taskq, SQLite, results kept", "sqlite"),
+    _HUEY,
+    replace(
+        _HUEY, name="huey-fsync", about="Huey, SQLite, fsync, at most once", environment={"BENCH_FSYNC": "yes"}, idle=False
+    ),
+    _TASKQ,
+    replace(
+        _TASKQ,
+        name="taskq-rabbitmq-classic",
+        about="taskq, RabbitMQ, classic queue",
+        environment={"TASKQ_BACKEND": "off", "TASKQ_QUEUE_TYPE": "classic"},
+        extra=True,
+    ),
+    replace(_TASKQ, name="taskq-sqlite", about="taskq, SQLite", broker="sqlite"),
+    replace(
+        _TASKQ, name="taskq-sqlite-results", about="taskq, SQLite, results kept", broker="sqlite", environment={}, idle=False
+    ),
 )

@@ -181,6 +181,7 @@ def test_confirmed_messages_survive_the_kill_of_rabbitmq(rabbitmq: RabbitMQ, tmp
         consumer.set_window(30)
         Hold(consumer).receive(30)
         consumers.append(consumer)
+    rabbitmq.sync()
     rabbitmq.restart()
     for consumer in consumers:
         with pytest.raises(ConnectionLost):

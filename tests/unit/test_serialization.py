@@ -58,7 +58,7 @@ def same(left: Any, right: Any) -> bool:
     if isinstance(left, dict):
         return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
     if isinstance(left, (datetime, time)):
-        return left.utcoffset() == right.utcoffset() and left.isoformat() == right.isoformat()
+        return (left.utcoffset(), left.isoformat()) == (right.utcoffset(), right.isoformat())
     if isinstance(left, (Decimal, float)):
         return str(left) == str(right)
     return bool(left == right)

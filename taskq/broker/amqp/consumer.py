@@ -24,11 +24,11 @@ from kombu import Queue
 from taskq.broker.amqp.connection import BROKEN, close, connect
 from taskq.broker.amqp.delivered import Delivered
 from taskq.broker.amqp.outbox import Outbox, Receipt
-from taskq.broker.amqp.topology import Topology, refusal
+from taskq.broker.amqp.topology import Topology, check_delay, refusal
 from taskq.broker.amqp.transport import Connection
 from taskq.broker.interface import Delivery
 from taskq.config import Settings, masked
-from taskq.errors import BrokerError, ConnectionLost
+from taskq.errors import ConnectionLost, TaskqError
 from taskq.message import Publication
 from taskq.sqlite import Database
 
@@ -120,7 +120,7 @@ class AmqpConsumer:
     def connect(self, timeout: float) -> None:
         """Connect and declare the queues; fetching begins with ``set_window``. May block for ``timeout`` seconds.
 
-        Raises ``BrokerUnreachable``, ``QueueMismatch`` and ``ConnectionLost``.
+        Raises ``BrokerUnreachable``, ``QueueMismatch``, ``UnsupportedFeature`` and ``ConnectionLost``.
         """
         deadline = time.monotonic() + timeout
         try:
@@ -130,6 +130,8 @@ class AmqpConsumer:
             channel = self._channel = consuming.channel()
             topology = Topology(channel, self._settings)
             for queue in self._queues:
+                # A follow-up of any of its messages may have to wait: better no worker than one that cannot settle.
+                check_delay(queue)
                 topology.declare(queue)
             # the answer to one question comes after all the declarations
             channel.queue_declare(self._queues[0], passive=True)
@@ -137,7 +139,7 @@ class AmqpConsumer:
         except BROKEN as error:
             self.close()
             raise refusal(error, self._settings) from error
-        except BrokerError:
+        except TaskqError:
             self.close()
             raise
         for number, queue in enumerate(self._queues):

@@ -13,24 +13,35 @@ from amqp.exceptions import MessageNacked
 
 from taskq.broker.amqp.topology import Topology, check_route
 from taskq.config import Settings, masked
-from taskq.errors import BrokerError, PublishRejected, Unroutable
+from taskq.errors import PublishRejected, Unroutable
 from taskq.message import Message, Publication
 
 PERSISTENT = 2
 
 
 class Receipt:
-    """The broker's answer to some publications. ``unanswered`` are those without one, ``refused`` is why one was refused."""
+    """The broker's answer to some publications.
 
-    def __init__(self, publications: Iterable[Publication]) -> None:
+    ``unanswered`` are those without one, ``rejected`` those that it would not take now, ``refused`` is why one has no way.
+    """
+
+    def __init__(self, publications: Iterable[Publication], url: str) -> None:
         self.unanswered = dict(enumerate(publications))
-        self.refused: BrokerError | None = None
+        self.rejected: list[Publication] = []
+        self.refused: Unroutable | None = None
+        self._url = url
 
     @property
     def confirmed(self) -> bool:
-        """Whether the broker has taken responsibility for every message; raises ``BrokerError`` if it refused one."""
+        """Whether the broker has taken responsibility for every message.
+
+        Raises ``Unroutable``, or ``PublishRejected`` once every message is answered.
+        """
         if self.refused is not None:
             raise self.refused
+        if self.rejected and not self.unanswered:
+            queues = ", ".join(sorted({publication.queue for publication in self.rejected}))
+            raise PublishRejected(f"{self._url} refused {len(self.rejected)} message(s) for {queues}: is the queue full?")
         return not self.unanswered
 
 
@@ -38,7 +49,7 @@ class Outbox:
     """One channel's publications."""
 
     def __init__(self, channel: Any, settings: Settings) -> None:
-        self._settings = settings
+        self._url = masked(settings.broker)
         self._topology = Topology(channel, settings)
         self._channel = channel
         # without a limit: what is on its way at once is the caller's choice, who must not wait here
@@ -52,7 +63,7 @@ class Outbox:
         for publication in publications:
             check_route(publication)
             prepared.append((publication, self._prepare(publication.message)))
-        receipt = Receipt(publication for publication, _ in prepared)
+        receipt = Receipt((publication for publication, _ in prepared), self._url)
         for number, (publication, outgoing) in enumerate(prepared):
             outgoing.origin = receipt, number, False
             self._send(publication, outgoing)
@@ -77,11 +88,11 @@ class Outbox:
         if refusal is None:
             del receipt.unanswered[number]
             return
-        publication, url = receipt.unanswered[number], masked(self._settings.broker)
+        publication = receipt.unanswered[number]
         if isinstance(refusal, MessageNacked):
-            receipt.refused = PublishRejected(f"{url} refused a message for queue {publication.queue!r}: is the queue full?")
+            receipt.rejected.append(receipt.unanswered.pop(number))
         elif again:
-            receipt.refused = Unroutable(f"{url} found no queue {publication.queue!r} for a message: {refusal}")
+            receipt.refused = Unroutable(f"{self._url} found no queue {publication.queue!r} for a message: {refusal}")
         else:
             self._topology.forget(publication.queue)
             outgoing.origin = receipt, number, True

@@ -15,8 +15,11 @@ from taskq.broker.amqp.connection import BROKEN, close, connect
 from taskq.broker.amqp.outbox import Outbox, Receipt
 from taskq.broker.amqp.topology import check_priority, refusal
 from taskq.config import Settings, masked
-from taskq.errors import BrokerError, ConnectionLost, PublishTimeout
+from taskq.errors import BrokerError, ConnectionLost, PublishRejected, PublishTimeout
 from taskq.message import Publication
+
+#: Seconds between a rejection and the next try.
+PAUSE = 0.05
 
 
 class AmqpSession:
@@ -43,10 +46,12 @@ class AmqpSession:
         for publication in publications:
             check_priority(publication, self._settings)
         self._greet(deadline)
-        receipt = Receipt(publications)
+        receipt = Receipt(publications, masked(self._settings.broker))
         try:
             receipt = self._outbox.send(publications)
-            while not receipt.confirmed:
+            while not self._confirmed(receipt, deadline):
+                if receipt.rejected and not receipt.unanswered:
+                    receipt = self._outbox.send(receipt.rejected)
                 self._connection.drain_events()
         except TimeoutError as error:
             self._connection.collect()
@@ -68,6 +73,19 @@ class AmqpSession:
     def close(self) -> None:
         """Close the connection; waits for the broker's goodbye for at most a second."""
         close(self._connection)
+
+    def _confirmed(self, receipt: Receipt, deadline: float) -> bool:
+        """Whether all is confirmed. What was rejected may be sent again until the deadline, after a pause.
+
+        A quorum queue rejects while it has no leader: while many declare it at once, for example, or a node restarts.
+        """
+        try:
+            return receipt.confirmed
+        except PublishRejected:
+            if time.monotonic() + PAUSE >= deadline:
+                raise
+            time.sleep(PAUSE)
+            return False
 
     def _greet(self, deadline: float) -> None:
         """Read what came in while nobody looked: a broker that went away, or that blocks publishers, shows before we send."""

@@ -148,10 +148,16 @@ def check_route(publication: Publication) -> None:
         raise UnsupportedFeature(
             f"a delay of {delay:g} s for queue {queue!r}: RabbitMQ holds a message for {MAX_DELAY} s at most"
         )
-    if delay > 0 and len((_DELAY_KEY + queue).encode()) > MAX_NAME:
-        raise UnsupportedFeature(f"a delay for queue {queue!r}: for that, its name may have {MAX_NAME - len(_DELAY_KEY)} bytes")
-    if delay > 0 and {"*", "#"} & set(queue.split(".")):
-        raise UnsupportedFeature(f"a delay for queue {queue!r}: '*' and '#' between dots are wildcards to RabbitMQ; rename it")
+    if delay > 0:
+        check_delay(queue)
+
+
+def check_delay(queue: str) -> None:
+    """Raises ``UnsupportedFeature`` for a queue whose messages RabbitMQ could not delay."""
+    if len((_DELAY_KEY + queue).encode()) > MAX_NAME:
+        raise UnsupportedFeature(f"queue {queue!r}: for delays, its name may have {MAX_NAME - len(_DELAY_KEY)} bytes")
+    if {"*", "#"} & set(queue.split(".")):
+        raise UnsupportedFeature(f"queue {queue!r}: '*' and '#' between dots are wildcards where RabbitMQ delays; rename it")
 
 
 def refusal(error: Exception, settings: Settings) -> BrokerError:

@@ -1,0 +1,19 @@
+"""The other side of the wire: a Celery application on the same broker and queue."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from celery import Celery
+
+from tests.apps.traces import trace
+
+app = Celery("celery_side", broker=os.environ["TASKQ_BROKER"], set_as_current=False)
+app.conf.task_default_queue = os.environ["TASKQ_DEFAULT_QUEUE"]
+app.conf.worker_hijack_root_logger = False
+
+
+@app.task(name="tests.celery.echo", bind=True)  # type: ignore[untyped-decorator]  # Celery ships no types
+def echo(self: Any, *args: Any, **kwargs: Any) -> None:
+    trace("celery", id=self.request.id, args=repr(list(args)), kwargs=repr(kwargs), retries=self.request.retries)
