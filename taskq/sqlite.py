@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import sqlite3
 import threading
 import time
@@ -202,11 +203,31 @@ class Database:
             if durable is not self._durable:
                 connection.execute("pragma synchronous = full" if durable else "pragma synchronous = normal")
                 self._durable = durable
-            connection.execute("begin immediate")
+            self._begin_immediate(connection)
         except sqlite3.Error as error:
             raise self._failed(error) from error
         self._in_transaction, self._failure = True, None
         self._after_commit.clear()
+
+    def _begin_immediate(self, connection: sqlite3.Connection) -> None:
+        """Wait for others' transactions in short random steps.
+
+        SQLite's own steps grow to a tenth of a second, and where others write without a pause they all end too late.
+        """
+        give_up = time.monotonic() + self._busy_timeout
+        connection.execute("pragma busy_timeout = 0")
+        try:
+            while True:
+                try:
+                    connection.execute("begin immediate")
+                except sqlite3.OperationalError as error:
+                    if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                        raise
+                    time.sleep(random.uniform(0.0001, 0.002))
+                else:
+                    return
+        finally:
+            connection.execute(f"pragma busy_timeout = {int(self._busy_timeout * 1000)}")
 
     def _commit(self) -> None:
         if self._failure is not None:

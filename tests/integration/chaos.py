@@ -91,7 +91,8 @@ class Chaos:
         zygotes = {process for process, parent in parents.items() if parent == worker.pid}
         children = {process for process, parent in parents.items() if parent in zygotes}
         victims = sorted(zygotes if what == "zygote" else children)
-        if not victims:
+        # A zygote that dies before the application is imported is a start that failed: the worker ends then.
+        if not victims or not worker.logged("worker_started"):
             return False
         try:
             os.kill(self.chance.choice(victims), signal.SIGKILL)
