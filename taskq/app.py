@@ -86,7 +86,7 @@ class TaskQ:
         """Import the modules and take in the tasks that they made with ``taskq.task``."""
         for name in modules:
             for value in list(vars(importlib.import_module(name)).values()):
-                if isinstance(value, Task) and value.send is not self._send and value.function.__module__ == name:
+                if isinstance(value, Task) and value.send != self._send and value.function.__module__ == name:
                     self._adopt(value)
 
     def _adopt(self, task: Task[P, R]) -> Task[P, R]:

@@ -43,6 +43,8 @@ MOST_CHILDREN = 1024
 SETTLE_AGAIN = 0.5
 #: How long children get to end once they have nothing more to do, in seconds.
 CHILD_EXIT_SECONDS = 5.0
+#: How long the last settling may take, in seconds.
+LAST_SETTLING = 5.0
 #: How often results over their time to live are forgotten, in seconds.
 EXPIRE_EVERY = 60.0
 
@@ -156,15 +158,16 @@ class Supervisor:
 
     def settle(self, consumer: Consumer, now: float) -> None:
         """Let what has ended take effect; after a failure, again in a while."""
-        if now >= self.expire_at and self.settler.store is not None:
-            self.expire_at = now + EXPIRE_EVERY
-            self.settler.store.expire()
-            self.custody.forget_lost_ends(now)
-        if not self.settler.settlements or now < self.settle_at:
+        if now < self.settle_at:
             return
         try:
-            self.settler.settle(consumer)
-            self.settling_failed = False
+            if now >= self.expire_at and self.settler.store is not None:
+                self.expire_at = now + EXPIRE_EVERY
+                self.settler.store.expire()
+                self.custody.forget_lost_ends(now)
+            if self.settler.settlements:
+                self.settler.settle(consumer)
+                self.settling_failed = False
         except ConnectionLost:
             raise
         except BrokerError as error:
@@ -278,16 +281,25 @@ class Supervisor:
             self.custody.child_died(slot, Death(), blame=False)
         self.custody.give_back()
         if self.consumer is not None:
-            try:
-                self.settler.settle(self.consumer)
-            except BrokerError as error:
-                logger.error("broker_failed", error=str(error), unsettled=len(self.settler.settlements))
+            self.settle_the_rest(self.consumer)
             self.consumer.close()
         self.children.stop(CHILD_EXIT_SECONDS)
         if self.settler.store is not None:
             self.settler.store.close()
         if self.fatal is None:
             logger.info("worker_stopped")
+
+    def settle_the_rest(self, consumer: Consumer) -> None:
+        """Settle what is left, follow-ups confirmed as ever: a copy without the ack of its original would be a second task."""
+        deadline = time.monotonic() + LAST_SETTLING
+        try:
+            self.settler.settle(consumer)
+            while self.settler.settlements and time.monotonic() < deadline:
+                select.select([consumer.fileno()], [], [], 0.1)
+                consumer.receive()
+                self.settler.settle(consumer)
+        except BrokerError as error:
+            logger.error("broker_failed", error=str(error), unsettled=len(self.settler.settlements))
 
 
 def run_worker(spec: str, command_line: dict[str, Any]) -> int:

@@ -9,7 +9,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class System:
-    """One system on one broker. ``sends`` names its senders and the share of a round's tasks that each one sends."""
+    """One system on one broker. ``sends`` names its senders, in order, and the share of a round's tasks that each one sends."""
 
     name: str
     about: str
@@ -37,7 +37,7 @@ _TASKQ = System(
     "rabbitmq",
     "tests.benchmarks.tasks",
     ("-m", "taskq", "worker", "-A", "tests.benchmarks.tasks:app", "-c", "2", "--log-level", "warning"),
-    {"confirmed": 0.25, "many": 0.75},
+    {"many": 0.75, "confirmed": 0.25},
     {"TASKQ_BACKEND": "off"},
     peer=False,
 )

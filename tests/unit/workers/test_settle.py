@@ -1,0 +1,174 @@
+"""Settling on a real SQLite broker: follow-ups, then results, then acks; or nothing, and all of it the next time."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from taskq import config
+from taskq.broker.interface import Delivery
+from taskq.broker.sqlite.consumer import SqliteConsumer
+from taskq.broker.sqlite.session import SqliteSession
+from taskq.config import Settings
+from taskq.errors import DatabaseError
+from taskq.message import Message, Publication
+from taskq.results.sqlite import SqliteResults
+from taskq.workers.outcome import GIVEN_BACK, SUCCEEDED, Outcome, dead_letter, record
+from taskq.workers.settle import Settler
+
+COUNT = 5
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return config.load({"broker": f"sqlite:///{tmp_path}/broker.db"}, environment={})
+
+
+@pytest.fixture
+def session(settings: Settings) -> Iterator[SqliteSession]:
+    session = SqliteSession(settings, 5.0)
+    session.publish([Publication("mail", message(f"id-{number}")) for number in range(COUNT)], time.monotonic() + 5.0)
+    yield session
+    session.close()
+
+
+@pytest.fixture
+def consumer(settings: Settings, session: SqliteSession) -> Iterator[SqliteConsumer]:
+    consumer = SqliteConsumer(settings, ["mail"])
+    consumer.connect(5.0)
+    consumer.set_window(COUNT)
+    yield consumer
+    consumer.close()
+
+
+def message(task_id: str) -> Message:
+    return Message(headers={"id": task_id, "task": "shop.pay"}, body=b"[[], {}, {}]", correlation_id=task_id)
+
+
+def outcome(number: int, size: int = 10) -> Outcome:
+    """A success with a follow-up message and a result."""
+    follow_up = Publication("next", message(f"next-{number}"))
+    return Outcome("succeeded", (follow_up,), record(f"id-{number}", "SUCCESS", "x" * size))
+
+
+def held(settler: Settler, consumer: SqliteConsumer, size: int = 10) -> list[Delivery]:
+    deliveries = consumer.receive()
+    assert len(deliveries) == COUNT
+    for number, delivery in enumerate(deliveries):
+        settler.add(delivery, outcome(number, size))
+    return deliveries
+
+
+def undone(session: SqliteSession, results: SqliteResults) -> bool:
+    """Nothing has been acked, given back, published or stored."""
+    owned = session.database.execute("select count(*) from messages where queue = 'mail' and owner is not null")
+    assert owned == [(COUNT,)]
+    assert session.depth("mail") == 0
+    assert not session.depth("next")
+    return all(results.fetch(f"id-{number}") is None for number in range(COUNT))
+
+
+def settled(session: SqliteSession, results: SqliteResults) -> bool:
+    """Everything has, and once."""
+    assert session.database.execute("select count(*) from messages where queue = 'mail'") == [(0,)]
+    assert session.depth("next") == COUNT
+    return all(results.fetch(f"id-{number}") is not None for number in range(COUNT))
+
+
+def test_one_pass_settles_everything(settings: Settings, session: SqliteSession, consumer: SqliteConsumer) -> None:
+    results = SqliteResults(settings.broker, 60.0, consumer.database)
+    settler = Settler(results)
+    held(settler, consumer)
+    assert undone(session, results)
+    settler.settle(consumer)
+    assert settler.settlements == []
+    assert settled(session, results)
+
+
+def test_a_full_disk_undoes_the_whole_pass(settings: Settings, session: SqliteSession, consumer: SqliteConsumer) -> None:
+    assert consumer.database is not None
+    results = SqliteResults(settings.broker, 60.0, consumer.database)
+    settler = Settler(results)
+    held(settler, consumer, size=100_000)
+    ((pages,),) = consumer.database.execute("pragma page_count")
+    consumer.database.execute(f"pragma max_page_count = {pages + 5}")
+    for _ in range(2):
+        with pytest.raises(DatabaseError, match="full"):
+            settler.settle(consumer)
+        assert len(settler.settlements) == COUNT
+        assert undone(session, results)
+    consumer.database.execute("pragma max_page_count = 1000000")
+    settler.settle(consumer)
+    assert settled(session, results)
+
+
+def test_results_in_a_locked_file_hold_the_acks_back(session: SqliteSession, consumer: SqliteConsumer, tmp_path: Path) -> None:
+    results = SqliteResults(f"sqlite:///{tmp_path}/results.db", 60.0)
+    results._database.set_busy_timeout(0.05)
+    settler = Settler(results)
+    held(settler, consumer)
+    stranger = sqlite3.connect(tmp_path / "results.db", isolation_level=None)
+    stranger.execute("begin immediate")
+    with pytest.raises(DatabaseError, match=r"results\.db is locked"):
+        settler.settle(consumer)
+    assert undone(session, results)
+    stranger.execute("rollback")
+    stranger.close()
+    settler.settle(consumer)
+    assert settled(session, results)
+    results.close()
+
+
+def test_a_broker_that_is_locked_leaves_results_that_the_next_pass_overwrites(
+    session: SqliteSession, consumer: SqliteConsumer, tmp_path: Path
+) -> None:
+    assert consumer.database is not None
+    results = SqliteResults(f"sqlite:///{tmp_path}/results.db", 60.0)
+    settler = Settler(results)
+    held(settler, consumer)
+    consumer.database.set_busy_timeout(0.05)
+    stranger = sqlite3.connect(tmp_path / "broker.db", isolation_level=None)
+    stranger.execute("begin immediate")
+    with pytest.raises(DatabaseError, match=r"broker\.db is locked"):
+        settler.settle(consumer)
+    stranger.execute("rollback")
+    stranger.close()
+    assert undone(session, results)
+    settler.settle(consumer)
+    assert settled(session, results)
+    results.close()
+
+
+def test_every_kind_of_outcome(settings: Settings, session: SqliteSession, consumer: SqliteConsumer) -> None:
+    results = SqliteResults(settings.broker, 60.0, consumer.database)
+    settler = Settler(results)
+    deliveries = consumer.receive()
+    letter = dead_letter("mail", message("id-2"), "crashed", "SIGSEGV", worker="w", record_end=True)
+    kinds = [
+        SUCCEEDED,
+        GIVEN_BACK,
+        letter,
+        Outcome("delayed", (Publication("mail", message("id-3"), 60.0),)),
+        Outcome("failed"),
+    ]
+    for delivery, kind in zip(deliveries, kinds, strict=True):
+        settler.add(delivery, kind)
+    consumer.set_window(0)
+    settler.settle(consumer)
+    assert (session.depth("mail"), session.depth("mail.dead")) == (1, 1)
+    assert session.database.execute("select count(*) from messages where due is not null") == [(1,)]
+    assert session.database.execute("select count(*) from messages") == [(3,)]
+    kept = results.fetch("id-2")
+    assert kept is not None
+    assert kept.status == "FAILURE"
+
+
+def test_what_was_not_settled_is_handed_out_when_the_connection_is_lost(consumer: SqliteConsumer) -> None:
+    settler = Settler(None)
+    deliveries = held(settler, consumer)
+    assert [settlement.delivery for settlement in settler.drop_lost()] == deliveries
+    assert settler.settlements == []
