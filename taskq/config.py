@@ -70,7 +70,7 @@ class Settings:
     grace: float = _setting(25.0, "seconds that running tasks get to finish after SIGTERM or SIGINT")
     max_crashes: int = _setting(3, "how many processes a task may take down before it is dead-lettered")
     unknown_task_ttl: float = _setting(300.0, "seconds that a task no worker knows is given back, before it is dead-lettered")
-    prefetch: int = _setting(64, "most messages in custody per child; short tasks only, long ones get one each")
+    prefetch: int = _setting(256, "most messages in custody per child; short tasks only, long ones get one each")
     heartbeat: float = _setting(10.0, "seconds between AMQP heartbeats; a dead connection is noticed after twice that")
     log_format: Literal["console", "json"] = _setting("console", "how log lines look")
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "the least severe log lines shown")

@@ -45,9 +45,11 @@ class RabbitMQ:
     ``restart`` after ``kill`` keeps data and ports, so that a test sees what a broker that came back would show.
     """
 
-    def __init__(self, config: Sequence[str] = (), tls: Mapping[str, Path] | None = None) -> None:
+    def __init__(self, config: Sequence[str] = (), tls: Mapping[str, Path] | None = None, *, frugal: bool = True) -> None:
         if not SERVER.exists():
             raise RuntimeError(f"{SERVER} is missing: install RabbitMQ with `apt-get install rabbitmq-server`")
+        # One scheduler and no busy waiting: the tests share few cores with the server. Not for measuring.
+        self._arguments = "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none -start_epmd false" if frugal else "-start_epmd false"
         self._folder = tempfile.TemporaryDirectory(prefix="rabbitmq-")
         self.folder = Path(self._folder.name)
         self.port = free_port()
@@ -175,8 +177,7 @@ class RabbitMQ:
             "RABBITMQ_MNESIA_BASE": f"{folder}/data",
             "RABBITMQ_LOG_BASE": f"{folder}/log",
             "RABBITMQ_PID_FILE": f"{folder}/pid",
-            # one scheduler and no busy waiting: the tests share few cores with the server
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none -start_epmd false",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": self._arguments,
             **extra,
         }
 

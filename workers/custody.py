@@ -26,6 +26,8 @@ from taskq.workers.slot import Slot
 
 #: How long after a recall its deliveries are collected: time for what either side wrote to be seen by the other.
 RECALL_SECONDS = 0.005
+#: From how many deliveries on a child is said to have enough before it.
+WORTH_A_PAUSE = 16
 #: How long an outcome whose connection broke waits for its message to come back, in seconds.
 LOST_END_SECONDS = 600.0
 
@@ -70,6 +72,14 @@ class Custody:
         depth = self.pace.depth
         return sum(1 if slot.stuck else depth for slot in self.slots if slot.ready)
 
+    @property
+    def busy(self) -> bool:
+        """Whether every child that is up has enough short tasks before it to be left alone for a moment."""
+        enough = max(self.pace.depth // 2, WORTH_A_PAUSE)
+        return any(slot.ready for slot in self.slots) and all(
+            len(slot.pending) >= enough for slot in self.slots if slot.ready and not slot.stuck
+        )
+
     def take(self, deliveries: Iterable[Delivery]) -> None:
         """These have arrived from the broker."""
         for delivery in deliveries:
@@ -77,14 +87,15 @@ class Custody:
                 self.backlog.append(delivery)
 
     def feed(self) -> None:
-        """Give what waits to the children, the idlest first."""
+        """Give what waits to the children in even shares, the idlest first."""
+        if not self.backlog or self._draining:
+            return
         depth = self.pace.depth
-        while self.backlog and not self._draining:
-            free = [slot for slot in self.slots if slot.ready and not slot.stuck and len(slot.pending) < depth]
-            if not free:
-                return
-            free.sort(key=lambda slot: len(slot.pending))
-            for slot in free[: len(self.backlog)]:
+        free = [slot for slot in self.slots if slot.ready and not slot.stuck and len(slot.pending) < depth]
+        free.sort(key=lambda slot: len(slot.pending))
+        for left, slot in zip(range(len(free), 0, -1), free, strict=True):
+            share = min(-(-len(self.backlog) // left), depth - len(slot.pending))
+            for _ in range(share):
                 self._last_number += 1
                 slot.give(self._last_number, self.backlog.popleft())
 

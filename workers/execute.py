@@ -158,6 +158,8 @@ def read_arguments(message: Message) -> tuple[list[Any], dict[str, Any]]:
     """The arguments of the call; raises ``MessageError`` where they cannot be had, running no code."""
     if message.content_type != JSON:
         raise MessageError(f"the content type is {message.content_type!r}; taskq reads {JSON!r} only")
+    if compression := message.headers.get("compression"):
+        raise MessageError(f"the body is compressed ({compression}), which this version of taskq does not read")
     match decode(message.body, message.content_encoding):
         case [list() as args, dict() as kwargs, dict() as embed]:
             # Running the task but not what was to follow would be a silent drop.

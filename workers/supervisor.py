@@ -39,6 +39,8 @@ from taskq.workers.zygote import Failed, Ready
 
 #: The most children that one worker may have: its notes are laid out once.
 MOST_CHILDREN = 1024
+#: How long the loop pauses while all children have enough to do, in seconds.
+PAUSE = 0.001
 #: How long after a failed settling the next one is tried, in seconds.
 SETTLE_AGAIN = 0.5
 #: How long children get to end once they have nothing more to do, in seconds.
@@ -109,7 +111,11 @@ class Supervisor:
         self.link.connect()
         now = time.monotonic()
         while not self.done(now):
-            for key, _ in self.selector.select(self.turn(now)):
+            timeout = self.turn(now)
+            if self.custody.busy:
+                # What comes in meanwhile is dealt with in one turn: a turn costs as much for one report as for fifty.
+                time.sleep(PAUSE)
+            for key, _ in self.selector.select(timeout):
                 key.data()
             now = time.monotonic()
         self.close()

@@ -77,7 +77,7 @@ def measure(plan: Plan, systems: list[System], peers: Path | None) -> Figures:
         tempfile.tempdir = folder
         url = ""
         if any(system.broker == "rabbitmq" for system in systems):
-            node = RabbitMQ()
+            node = RabbitMQ(frugal=False)
             stack.callback(node.stop)
             url = node.start().url
         return Bench(plan, Path(folder), url, peers or Path(), lambda text: print(text, file=sys.stderr, flush=True)).run(
