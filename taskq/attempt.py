@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+
+class Attempt(msgspec.Struct, frozen=True):
     """What a running task can know of itself; a task with ``bind=True`` receives it as its first argument.
 
     ``retries`` counts how often the task raised before, ``crashes`` how often the process that ran it died. ``redelivered``
@@ -24,7 +24,7 @@ class Attempt:
     redelivered: bool = False
     root_id: str | None = None
     parent_id: str | None = None
-    headers: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    headers: Mapping[str, Any] = msgspec.field(default_factory=dict)
 
     @property
     def number(self) -> int:

@@ -76,9 +76,8 @@ class Custody:
     def busy(self) -> bool:
         """Whether every child that is up has enough short tasks before it to be left alone for a moment."""
         enough = max(self.pace.depth // 2, WORTH_A_PAUSE)
-        return any(slot.ready for slot in self.slots) and all(
-            len(slot.pending) >= enough for slot in self.slots if slot.ready and not slot.stuck
-        )
+        serving = [slot for slot in self.slots if slot.ready and not slot.stuck]
+        return bool(serving) and all(len(slot.pending) >= enough for slot in serving)
 
     def take(self, deliveries: Iterable[Delivery]) -> None:
         """These have arrived from the broker."""

@@ -32,7 +32,7 @@ BROKER_HEADERS = frozenset(
         "last-death-reason",
     )
 )
-_LONG_STRING = ord("S")
+_LONG_STRING, _VOID = ord("S"), ord("V")
 _read_u32 = struct.Struct(">I").unpack_from
 _read_i32 = struct.Struct(">i").unpack_from
 _u32 = struct.Struct(">I").pack
@@ -117,7 +117,10 @@ def _table(buffer: bytes, position: int) -> tuple[dict[str, Any], int]:
         end = position + 1 + buffer[position]
         name = buffer[position + 1 : end].decode()
         kind = buffer[end]
-        if kind == _LONG_STRING:
+        if kind == _VOID:
+            table[name] = None
+            position = end + 1
+        elif kind == _LONG_STRING:
             # what headers mostly hold: read here, for speed
             start = end + 5
             position = start + _read_u32(buffer, end + 1)[0]

@@ -27,6 +27,7 @@ class AmqpSession:
 
     def __init__(self, settings: Settings, timeout: float) -> None:
         self._settings = settings
+        self._url = masked(settings.broker)
         # no heartbeats: nobody sends any between two calls
         self._connection = connect(
             settings, timeout=timeout, heartbeat=0, silence=settings.publish_timeout / 2, name="publisher"
@@ -46,7 +47,7 @@ class AmqpSession:
         for publication in publications:
             check_priority(publication, self._settings)
         self._greet(deadline)
-        receipt = Receipt(publications, masked(self._settings.broker))
+        receipt = Receipt(publications, self._url)
         try:
             receipt = self._outbox.send(publications)
             while not self._confirmed(receipt, deadline):
@@ -115,8 +116,8 @@ class AmqpSession:
         return refusal(error, self._settings)
 
     def _timed_out(self, count: int) -> str:
-        url, timeout = masked(self._settings.broker), self._settings.publish_timeout
-        text = f"{url} did not confirm {count} message(s) within publish_timeout={timeout:g} s"
+        timeout = self._settings.publish_timeout
+        text = f"{self._url} did not confirm {count} message(s) within publish_timeout={timeout:g} s"
         if self._connection.blocked:
             return f"{text}: it blocks publishers ({self._connection.blocked}); free memory or disk space on the broker"
         return text

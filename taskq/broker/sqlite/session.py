@@ -85,6 +85,6 @@ def publish(channel: Channel, publications: Iterable[Publication]) -> None:
 
 def declare(channel: Channel, queue: str) -> None:
     """Make the queue and the one of its dead letters."""
-    channel.queue_declare(queue)
+    channel.new_queue(queue)
     if queue != dead_letter_queue(queue.removesuffix(".dead")):
-        channel.queue_declare(dead_letter_queue(queue))
+        channel.new_queue(dead_letter_queue(queue))
