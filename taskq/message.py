@@ -30,10 +30,21 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     correlation_id: str | None = None
     reply_to: str | None = None
 
+    @property
+    def crashes(self) -> int:
+        """How often the process that ran this message had died when it was last published."""
+        value = self.headers.get(CRASHES)
+        return value if isinstance(value, int) and value > 0 else 0
+
     def with_headers(self, **headers: Any) -> Message:
         """A copy with these headers added; ``_`` in a name stands for ``-``."""
         added = {name.replace("_", "-"): value for name, value in headers.items()}
         return msgspec.structs.replace(self, headers={**self.headers, **added})
+
+
+def undecodable(body: bytes) -> Message:
+    """What there is of a message whose headers cannot be read: its body, for the dead letter."""
+    return Message(headers={}, body=body, content_type=None, content_encoding=None)
 
 
 class Publication(msgspec.Struct, frozen=True):

@@ -10,18 +10,15 @@ import kombu
 import pytest
 
 from taskq.message import dead_letter_queue
-from tests.servers import RabbitMQ
+from tests.servers import RabbitMQ, running_node
 from tests.support import Stage
 
 
 @pytest.fixture(scope="session")
 def rabbitmq() -> Iterator[RabbitMQ]:
     """The private RabbitMQ node of this test run."""
-    node = RabbitMQ()
-    try:
-        yield node.start()
-    finally:
-        node.stop()
+    with running_node() as node:
+        yield node
 
 
 @pytest.fixture

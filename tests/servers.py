@@ -13,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # /usr/sbin/rabbitmq-server switches to the user rabbitmq
@@ -37,6 +38,16 @@ def wait_until(condition: Callable[[], bool], timeout: float, what: str) -> None
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout:g} s: {what}")
         time.sleep(0.01)
+
+
+@contextmanager
+def running_node() -> Iterator[RabbitMQ]:
+    """A private RabbitMQ node that runs for the length of the block."""
+    node = RabbitMQ()
+    try:
+        yield node.start()
+    finally:
+        node.stop()
 
 
 class RabbitMQ:

@@ -16,7 +16,7 @@ from taskq import log
 from taskq.broker.interface import Decode, Delivery
 from taskq.config import Settings
 from taskq.errors import MessageError
-from taskq.message import CRASHES, Message, Publication
+from taskq.message import Message, Publication, undecodable
 from taskq.workers.launcher import Death
 from taskq.workers.outcome import GIVEN_BACK, Outcome, dead_letter
 from taskq.workers.pace import STUCK, Pace
@@ -178,7 +178,7 @@ class Custody:
             delivery = self.backlog.popleft()
             if delivery.crashes:
                 message = self._message(delivery)
-                copy = message.with_headers(tq_crashes=_header_crashes(message) + delivery.crashes)
+                copy = message.with_headers(tq_crashes=message.crashes + delivery.crashes)
                 self.settler.add(delivery, Outcome("given back", (Publication(delivery.queue, copy),)))
             else:
                 self.settler.add(delivery, GIVEN_BACK)
@@ -250,7 +250,7 @@ class Custody:
         """The task took its process down: another child gets it at once, until it has done so too often."""
         delivery.crashes += 1
         message = self._message(delivery)
-        crashes = _header_crashes(message) + delivery.crashes
+        crashes = message.crashes + delivery.crashes
         about = {"task_id": message.headers.get("id"), "task": message.headers.get("task"), "queue": delivery.queue}
         if crashes < self._settings.max_crashes:
             logger.warning("task_crashed", **about, crashes=crashes, died=str(death))
@@ -267,9 +267,4 @@ class Custody:
         try:
             return self._read(delivery.properties, delivery.body)
         except MessageError:
-            return Message(headers={}, body=delivery.body, content_type=None, content_encoding=None)
-
-
-def _header_crashes(message: Message) -> int:
-    value = message.headers.get(CRASHES)
-    return value if isinstance(value, int) and value > 0 else 0
+            return undecodable(delivery.body)

@@ -21,7 +21,7 @@ from taskq.attempt import Attempt, current
 from taskq.broker.interface import Decode, Delivery
 from taskq.config import Settings
 from taskq.errors import ArgumentRefused, MessageError
-from taskq.message import CRASHES, JSON, UNKNOWN_SINCE, Message, Publication
+from taskq.message import JSON, UNKNOWN_SINCE, Message, Publication, undecodable
 from taskq.serialization import decode, plain_result
 from taskq.task import Task
 from taskq.workers.outcome import SUCCEEDED, Outcome, dead_letter, failure, record
@@ -58,7 +58,7 @@ class Executor:
 
     def __call__(self, delivery: Delivery) -> Outcome:
         """Run the delivery's task, or say why not."""
-        message = Message(headers={}, body=delivery.body, content_type=None, content_encoding=None)
+        message = undecodable(delivery.body)
         try:
             message = self._read(delivery.properties, delivery.body)
             call = read_call(message, delivery)
@@ -142,8 +142,8 @@ def read_call(message: Message, delivery: Delivery) -> Call:
         id=task_id,
         task=task,
         queue=delivery.queue,
-        retries=_count(headers, "retries"),
-        crashes=_count(headers, CRASHES) + delivery.crashes,
+        retries=_retries(headers),
+        crashes=message.crashes + delivery.crashes,
         redelivered=delivery.redelivered,
         root_id=headers.get("root_id"),
         parent_id=headers.get("parent_id"),
@@ -176,8 +176,8 @@ def _below_ours(trace: TracebackType | None) -> TracebackType | None:
     return trace
 
 
-def _count(headers: Mapping[str, Any], name: str) -> int:
-    value = headers.get(name)
+def _retries(headers: Mapping[str, Any]) -> int:
+    value = headers.get("retries")
     return value if isinstance(value, int) and value > 0 else 0
 
 

@@ -16,7 +16,7 @@ from taskq.errors import BrokerError
 from taskq.message import dead_letter_queue
 from taskq.results.handle import AsyncResult
 from taskq.signature import Signature
-from tests.servers import RabbitMQ
+from tests.servers import RabbitMQ, running_node
 from tests.support import Stage, Worker, eventually
 
 BASIC = "tests.apps.basic:app"
@@ -25,11 +25,8 @@ BASIC = "tests.apps.basic:app"
 @pytest.fixture(scope="module")
 def node() -> Iterator[RabbitMQ]:
     """A node of one's own: other tests' queues would take part in every restart."""
-    node = RabbitMQ()
-    try:
-        yield node.start()
-    finally:
-        node.stop()
+    with running_node() as node:
+        yield node
 
 
 @pytest.fixture
