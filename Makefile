@@ -9,7 +9,7 @@ RABBITMQ := /usr/lib/rabbitmq/bin/rabbitmq-server
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format bench rabbitmq clean
+.PHONY: help demo test chaos lint format bench rabbitmq clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,7 +18,11 @@ demo: $(VENV)/installed ## See it at work: kills everywhere, nothing lost; under
 	@$(BIN)/taskq demo
 
 test: $(VENV)/installed-for-tests rabbitmq lint ## Lint, then run every test
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 3 --dist loadfile
+
+chaos: $(VENV)/installed-for-tests rabbitmq ## Break everything at random instants, on both brokers: make chaos SECONDS=120 SEED=1
+	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),120) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.chaos --plague 3 --workers 2 $(if $(SEED),--seed $(SEED))
 
 lint: $(VENV)/installed-for-tests ## Check style and types
 	$(BIN)/ruff check

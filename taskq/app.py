@@ -6,16 +6,18 @@ import importlib
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, overload
 
-from taskq import config
+from taskq import config, graveyard
 from taskq.attempt import Attempt, current_attempt
 from taskq.broker import open_session
 from taskq.broker.publisher import Publisher
+from taskq.control import Pause, Resume, Revoke, Standing
+from taskq.dead import DeadLetter, Filter, Selection
 from taskq.errors import BrokerError, ConfigurationError, MessageTooLarge, ResultsDisabled
-from taskq.message import Publication
+from taskq.message import Publication, dead_letter_queue
 from taskq.results import open_store
 from taskq.results.handle import AsyncResult
 from taskq.results.store import ResultStore
@@ -129,7 +131,64 @@ class TaskQ:
 
     def result(self, task_id: str) -> AsyncResult[Any]:
         """The handle on the result of a task that was sent before, from anywhere."""
-        return AsyncResult(task_id, self._open_store)
+        return AsyncResult(task_id, self._open_store, self.revoke)
+
+    def revoke(self, task_id: str, terminate: bool = False) -> None:
+        """Have the task not run any more, wherever it waits and whoever is up; with ``terminate``, end it where it runs, too.
+
+        Returns once the broker keeps this for every worker, those to come included, or raises as ``delay``.
+        """
+        self.publisher.control(Revoke(task_id, terminate, time.time()))
+
+    def pause(self, queue: str) -> None:
+        """Have workers fetch nothing from the queue, until ``resume``. Calls are accepted as ever. Raises as ``delay``."""
+        self.publisher.control(Pause(queue, time.time()))
+
+    def resume(self, queue: str) -> None:
+        """Have workers fetch from the queue again. Raises as ``delay``."""
+        self.publisher.control(Resume(queue, time.time()))
+
+    def paused(self) -> frozenset[str]:
+        """The queues that are paused."""
+        standing = Standing()
+        standing.fold(self.publisher.controls())
+        return frozenset(standing.paused)
+
+    def dead_letters(self, queue: str | None = None, **selection: Unpack[Selection]) -> Iterator[DeadLetter]:
+        """The dead letters of the queue, or of every queue that the app names, oldest first; see ``Selection`` for which.
+
+        They are read while you iterate, however many there are, and stay where they are; RabbitMQ may mix their order then.
+        """
+        return graveyard.visit(self.publisher, self._dead_queues(queue), Filter.of(selection))
+
+    def replay(
+        self,
+        queue: str | None = None,
+        *,
+        rate: float | None = None,
+        dry_run: bool = False,
+        **selection: Unpack[Selection],
+    ) -> int:
+        """Send dead letters to their queues again, at most ``rate`` a second; returns how many. Selected as ``dead_letters``.
+
+        Counters start anew, the id stays. A letter is kept until the broker has confirmed its copy, so none is lost whenever
+        this is interrupted. Where it fails, the error's ``confirmed`` holds the ids of those that were sent before.
+        """
+        queues, wanted = self._dead_queues(queue), Filter.of(selection)
+        if dry_run:
+            return sum(1 for _ in graveyard.visit(self.publisher, queues, wanted))
+        return graveyard.count(graveyard.replay(self.publisher, queues, wanted, rate=rate))
+
+    def purge_dead(self, queue: str | None = None, *, dry_run: bool = False, **selection: Unpack[Selection]) -> int:
+        """Delete dead letters for good; returns how many. Selected as ``dead_letters``, errors as ``replay``."""
+        queues, wanted = self._dead_queues(queue), Filter.of(selection)
+        if dry_run:
+            return sum(1 for _ in graveyard.visit(self.publisher, queues, wanted))
+        return graveyard.purge(self.publisher, queues, wanted)
+
+    def _dead_queues(self, queue: str | None) -> tuple[str, ...]:
+        """The queues whose dead letters are meant; a dead-letter queue stands for its queue."""
+        return self.queue_names() if queue is None else (queue.removesuffix(dead_letter_queue("")),)
 
     def _send(self, signatures: Sequence[Signature[Any]]) -> list[AsyncResult[Any]]:
         parent, now = current_attempt(), time.time()

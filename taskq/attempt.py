@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import Any
+from datetime import datetime
+from typing import Any, Literal, NoReturn, overload
 
 import msgspec
+
+from taskq.errors import ConfigurationError, MaxRetriesExceeded, Retry
+from taskq.retry import RetryPolicy
+
+_DEFAULT_POLICY = RetryPolicy()
+
+
+class Past(msgspec.Struct, frozen=True):
+    """An attempt that is over: where it ran, from when (seconds since the epoch), for how long, and what ended it.
+
+    ``ended`` is the error as ``repr`` writes it, or what became of the process: ``"ValueError('x')"``, ``"SIGKILL"``.
+    """
+
+    worker: str
+    started: float
+    seconds: float
+    ended: str
 
 
 class Attempt(msgspec.Struct, frozen=True):
     """What a running task can know of itself; a task with ``bind=True`` receives it as its first argument.
 
-    ``retries`` counts how often the task raised before, ``crashes`` how often the process that ran it died. ``redelivered``
-    says that the broker had handed the message out before.
+    ``retries`` counts how often the task raised before, ``crashes`` how often the process that ran it died, ``deliveries`` how
+    often the broker handed the message out. ``redelivered`` says that it had handed it out before, to a holder that vanished.
+    ``history`` holds the attempts so far, oldest first. ``called_directly`` says that this is a plain call: nobody will retry.
     """
 
     id: str
@@ -25,6 +46,10 @@ class Attempt(msgspec.Struct, frozen=True):
     root_id: str | None = None
     parent_id: str | None = None
     headers: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    deliveries: int = 0
+    history: tuple[Past, ...] = ()
+    retry_policy: RetryPolicy = _DEFAULT_POLICY
+    called_directly: bool = False
 
     @property
     def number(self) -> int:
@@ -35,6 +60,67 @@ class Attempt(msgspec.Struct, frozen=True):
     def request(self) -> Attempt:
         """Itself: Celery's tasks read ``self.request.id``."""
         return self
+
+    @overload
+    def retry(
+        self,
+        exc: BaseException | None = None,
+        countdown: float | None = None,
+        eta: datetime | None = None,
+        max_retries: int | None = None,
+        *,
+        throw: Literal[True] = True,
+    ) -> NoReturn: ...
+    @overload
+    def retry(
+        self,
+        exc: BaseException | None = None,
+        countdown: float | None = None,
+        eta: datetime | None = None,
+        max_retries: int | None = None,
+        *,
+        throw: bool,
+    ) -> Retry: ...
+    def retry(
+        self,
+        exc: BaseException | None = None,
+        countdown: float | None = None,
+        eta: datetime | None = None,
+        max_retries: int | None = None,
+        *,
+        throw: bool = True,
+    ) -> Retry:
+        """Have the task run again, by raising ``Retry``; ``raise attempt.retry()`` says that the function ends here.
+
+        It runs after ``countdown`` seconds, at ``eta``, or when the task's policy says. When it has had all its retries
+        (``max_retries``, or the policy's), ``exc`` is raised, or ``MaxRetriesExceeded`` where none is given. In a plain call,
+        ``exc`` is raised, or the error that is being handled, or ``Retry``. With ``throw=False``, a ``Retry`` is returned.
+        """
+        handled = sys.exception()
+        if self.called_directly:
+            raise exc or handled or Retry(countdown=countdown)
+        if not self.retry_policy.allows(self.retries, max_retries):
+            limit = self.retry_policy.max_retries if max_retries is None else max_retries
+            exhausted = MaxRetriesExceeded(f"task {self.task!r} ({self.id}) has had its last retry: max_retries={limit}")
+            if exc is None:
+                raise exhausted from handled
+            # The cause tells the policy that this error is the last word, and keeps what caused the error itself.
+            exhausted.__cause__ = exc.__cause__
+            raise exc from exhausted
+        verdict = Retry(exc or handled, _countdown(countdown, eta), max_retries)
+        if throw:
+            raise verdict
+        return verdict
+
+
+def _countdown(countdown: float | None, eta: datetime | None) -> float | None:
+    if eta is None:
+        return countdown
+    if countdown is not None:
+        raise ConfigurationError("countdown and eta exclude each other; give one")
+    if eta.tzinfo is None:
+        raise ConfigurationError("eta needs a time zone; write datetime.now(UTC) + …, or use countdown")
+    return eta.timestamp() - time.time()
 
 
 current: ContextVar[Attempt | None] = ContextVar("taskq_attempt", default=None)

@@ -15,11 +15,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, NewType, get_args, get_type_hints
 
 from taskq.errors import ConfigurationError
 
 Source = Literal["default", "keyword", "environment", "command line"]
+#: A number of bytes. In settings it may also be written as text with a unit: "200M", "1.5G", "512KiB".
+Size = NewType("Size", int)
 BROKER_SCHEMES = ("sqlite", "amqp", "amqps")
 BACKEND_SCHEMES = ("sqlite",)
 
@@ -69,6 +71,19 @@ class Settings:
     )
     grace: float = _setting(25.0, "seconds that running tasks get to finish after SIGTERM or SIGINT")
     max_crashes: int = _setting(3, "how many processes a task may take down before it is dead-lettered")
+    time_limit: float = _setting(
+        0.0, "seconds after which a task's process is killed, unless task or call say another; 0: never"
+    )
+    soft_time_limit: float = _setting(
+        0.0, "seconds after which SoftTimeLimitExceeded is raised in a task, unless task or call say another; 0: never"
+    )
+    memory_limit: Size = _setting(  # noqa: RUF009  # a field, as the others
+        0, "bytes of memory (200M, 1.5G) over which a child is killed while it runs a task; 0: none"
+    )
+    max_memory_per_child: Size = _setting(  # noqa: RUF009  # a field, as the others
+        0, "bytes of memory (200M, 1.5G) over which a child is replaced after its task; 0: never"
+    )
+    max_tasks_per_child: int = _setting(0, "tasks after which a child is replaced; 0: never")
     unknown_task_ttl: float = _setting(300.0, "seconds that a task no worker knows is given back, before it is dead-lettered")
     prefetch: int = _setting(256, "most messages in custody per child; short tasks only, long ones get one each")
     heartbeat: float = _setting(10.0, "seconds between AMQP heartbeats; a dead connection is noticed after twice that")
@@ -127,6 +142,20 @@ def load(
     return _checked({**DEFAULTS, **values}, sources)
 
 
+_FROM_ZERO = (
+    "concurrency",
+    "grace",
+    "unknown_task_ttl",
+    "queue_max_priority",
+    "heartbeat",
+    "time_limit",
+    "soft_time_limit",
+    "memory_limit",
+    "max_memory_per_child",
+    "max_tasks_per_child",
+)
+
+
 def _checked(values: dict[str, Any], sources: dict[str, Source]) -> Settings:
     """Fills in what depends on other settings, and refuses what cannot work."""
     if not values["broker"]:
@@ -139,9 +168,14 @@ def _checked(values: dict[str, Any], sources: dict[str, Source]) -> Settings:
     for name in ("publish_timeout", "max_message_bytes", "result_ttl", "max_crashes", "prefetch", "delivery_limit"):
         if values[name] <= 0:
             raise ConfigurationError(f"{name} must be above 0, not {values[name]}")
-    for name in ("concurrency", "grace", "unknown_task_ttl", "queue_max_priority", "heartbeat"):
+    for name in _FROM_ZERO:
         if values[name] < 0:
             raise ConfigurationError(f"{name} must not be negative, not {values[name]}")
+    if 0 < values["time_limit"] <= values["soft_time_limit"]:
+        raise ConfigurationError(
+            f"soft_time_limit must be below time_limit={values['time_limit']:g}, not {values['soft_time_limit']:g}: "
+            "it would never be reached"
+        )
     if values["queue_max_priority"] and values["queue_type"] == "quorum" and values["broker"].startswith("amqp"):
         raise ConfigurationError("queue_max_priority needs queue_type='classic': RabbitMQ's quorum queues have no priorities")
     values["concurrency"] = values["concurrency"] or cpu_count()
@@ -163,6 +197,8 @@ def _convert(name: str, value: Any, called: str) -> Any:
         return value
     if wanted is str:
         return ",".join(value) if isinstance(value, (list, tuple)) else str(value)
+    if wanted is Size:
+        return _bytes(value, called)
     try:
         number = wanted(value)
         exact = math.isfinite(number) and (isinstance(value, str) or number == value)
@@ -172,6 +208,19 @@ def _convert(name: str, value: Any, called: str) -> Any:
         kind = {"int": "a whole number", "float": "a number"}[wanted.__name__]
         raise ConfigurationError(f"{called} must be {kind}, not {value!r}")
     return number
+
+
+# Whoever writes 200M of memory means what the kernel and Kubernetes' Mi count in: powers of 1024.
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
+_UNITS: Mapping[str, int] = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
+
+
+def _bytes(value: Any, called: str) -> int:
+    if isinstance(value, str) and (size := _SIZE.fullmatch(value.strip())):
+        return int(float(size[1]) * _UNITS[size[2].lower()])
+    if type(value) is int:
+        return value
+    raise ConfigurationError(f"{called} must be a number of bytes, such as 200M, 1.5G or 512KiB, not {value!r}")
 
 
 def _nearest(name: str) -> str:

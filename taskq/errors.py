@@ -15,14 +15,27 @@
     * QueueMismatch           the queue exists with other arguments
     * ConnectionLost          an open connection broke
     * DatabaseError           an SQLite file is damaged, foreign, read-only, locked or its disk is full
+  * Verdict                   what a task raises on purpose
+    * Retry                   run me again
+    * Reject                  the message is wrong: to the dead letters, or back to the queue
+    * Ignore                  record neither success nor failure
+  * MaxRetriesExceeded        a retry was asked for, and there are none left
+  * SoftTimeLimitExceeded     raised inside a task at its soft time limit
   * ResultError
     * ResultsDisabled         no backend is configured
     * ResultTimeout           no result within the timeout (also a TimeoutError)
     * TaskFailed              the task failed with an exception that cannot be rebuilt here
+      * DeadLettered          its message is among the dead letters
+      * TimeLimitExceeded     its process was killed at the hard time limit
+      * WorkerLost            its process died, or may have, and it must not run again
+      * TaskRevoked           it was revoked
+        * TaskExpired         its time was over before it ran
+* Terminated                  raised inside a task that is revoked while it runs (a BaseException)
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 
@@ -95,7 +108,68 @@ class ConnectionLost(BrokerError):
 
 
 class DatabaseError(BrokerError):
-    """An SQLite file is damaged, foreign, read-only or locked, or its disk is full."""
+    """An SQLite file is damaged, foreign, read-only or locked, or its disk is full.
+
+    ``passing`` says that this may pass: a full disk or a locked file is worth another try, and a damaged file is not.
+    """
+
+    def __init__(self, text: str, *, passing: bool = False) -> None:
+        super().__init__(text)
+        self.passing = passing
+
+
+class Verdict(TaskqError):
+    """What a task raises to say how it ends, where neither a return value nor an error says it."""
+
+
+class Retry(Verdict):
+    """Raised by a task that is to run again; ``attempt.retry()`` raises it too.
+
+    ``exc`` is the error that made it necessary. It runs after ``countdown`` seconds (None: as the task's policy says), unless
+    that would be more than ``max_retries`` (None: the task's).
+    """
+
+    def __init__(
+        self, exc: BaseException | None = None, countdown: float | None = None, max_retries: int | None = None
+    ) -> None:
+        if countdown is not None and not math.isfinite(countdown):
+            raise ConfigurationError(f"the countdown of a retry must be a number of seconds, not {countdown!r}")
+        when = "" if countdown is None else f" in {countdown:g} s"
+        super().__init__(f"retry{when}: {exc!r}" if exc is not None else f"retry{when}")
+        self.exc = exc
+        self.countdown = None if countdown is None else max(0.0, float(countdown))
+        self.max_retries = max_retries
+
+
+class Reject(Verdict):
+    """Raised by a task that can make nothing of its message: it is dead-lettered, or with ``requeue`` goes back to its queue.
+
+    The reason is a text or an exception; ``reason`` is its text.
+    """
+
+    def __init__(self, reason: str | BaseException | None = "", *, requeue: bool = False) -> None:
+        self.reason = repr(reason) if isinstance(reason, BaseException) else reason or ""
+        self.requeue = requeue
+        super().__init__(self.reason)
+
+
+class Ignore(Verdict):
+    """Raised by a task that asks for no record of success or failure."""
+
+
+class MaxRetriesExceeded(TaskqError):
+    """A retry was asked for, and the task has had all that it may have."""
+
+
+class SoftTimeLimitExceeded(TaskqError):
+    """Raised inside a task at its soft time limit; what is left until the hard one is for tidying up."""
+
+
+class Terminated(BaseException):
+    """Raised inside a task that is revoked with ``terminate`` while it runs, before it is killed.
+
+    No ``Exception``: a task that survives whatever goes wrong should not survive this.
+    """
 
 
 class ResultError(TaskqError):
@@ -120,3 +194,23 @@ class TaskFailed(ResultError):
         super().__init__(f"{exc_type}: {text}" if text else exc_type)
         self.exc_type = exc_type
         self.traceback = traceback
+
+
+class DeadLettered(TaskFailed):
+    """The task's message is among the dead letters of its queue, with the reason."""
+
+
+class TimeLimitExceeded(TaskFailed):
+    """The task ran into its hard time limit, and its process was killed."""
+
+
+class WorkerLost(TaskFailed):
+    """The process that ran the task died, or may have, and the task must not run again."""
+
+
+class TaskRevoked(TaskFailed):
+    """The task was revoked: it did not run, or not to its end."""
+
+
+class TaskExpired(TaskRevoked):
+    """The task's ``expires`` was over before it ran."""

@@ -22,8 +22,9 @@ from typing import Literal
 from taskq.errors import DatabaseError
 from taskq.sqlite import Database
 
-#: What a byte in a pipe says: there is a message or a result; a delayed message came in; a new consumer appeared.
-READY, DUE, PEERS = b"m", b"d", b"p"
+#: What a byte in a pipe says: there is a message or a result; a delayed message came in; a new consumer appeared; a control
+#: entry was made.
+READY, DUE, PEERS, CONTROL = b"m", b"d", b"p", b"c"
 #: Reported by ``Watch.poll`` beside the bytes: a peer's pipe has lost its owner.
 DEATH = b"x"
 
@@ -49,7 +50,8 @@ class Pipe:
             while not self._create(folder, kind):
                 pass
         except OSError as error:
-            raise DatabaseError(f"cannot make a named pipe in {folder} ({error.strerror}); make it writable") from error
+            text = f"cannot make a named pipe in {folder} ({error.strerror}); make it writable"
+            raise DatabaseError(text, passing=error.errno == errno.ENOSPC) from error
         _pipes[id(self)] = self
 
     def _create(self, folder: Path, kind: Kind) -> bool:
@@ -170,31 +172,33 @@ class Watch:
 
 
 def ring(folder: Path, kind: Kind, owners: Iterable[int], news: bytes) -> None:
-    """Wake the owners; those that are dead or gone are left to the reapers."""
+    """Wake the owners; those that are dead or gone are left to the reapers.
+
+    A bell may be lost but never raises: what it tells of is stored already, and is found at the next look around.
+    """
     for owner in owners:
         _write(folder / f"{kind}-{owner}", news)
 
 
 def ring_everyone(folder: Path, news: bytes) -> None:
-    """Wake all consumers."""
-    for name in _names(folder, "consumer"):
+    """Wake all consumers; as ``ring``."""
+    names: list[str] = []
+    # A process that is out of descriptors cannot list the folder.
+    with suppress(OSError):
+        names = _names(folder, "consumer")
+    for name in names:
         _write(folder / name, news)
 
 
 def _write(path: Path, news: bytes) -> None:
-    try:
+    # Not there, or no reader: it is gone or dead. Full: its owner has more than enough to wake it. Out of descriptors, or not
+    # allowed to: the bell is lost.
+    with suppress(OSError):
         descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
-    except (FileNotFoundError, OSError) as error:
-        if error.errno in (errno.ENOENT, errno.ENXIO):
-            return
-        raise
-    try:
-        os.write(descriptor, news)
-    except (BlockingIOError, BrokenPipeError):
-        # Full: its owner has more than enough to wake it. Broken: it died just now.
-        pass
-    finally:
-        os.close(descriptor)
+        try:
+            os.write(descriptor, news)
+        finally:
+            os.close(descriptor)
 
 
 def _names(folder: Path, kind: Kind) -> list[str]:
@@ -250,12 +254,14 @@ def release(database: Database, owner: int) -> None:
 
 def wake(database: Database, queue: str) -> None:
     """Wake the consumers of the queue when the current transaction is committed."""
-    database.after_commit(_wake, database, queue)
+    database.before_commit(_wake, database, queue)
 
 
 def _wake(database: Database, queue: str) -> None:
-    owners = database.execute("select owner from consumers where queue = ?", (queue,))
-    ring(folder_of(database), "consumer", (owner for (owner,) in owners), READY)
+    # Who is to be woken is read inside the transaction: after the commit nothing may fail any more.
+    owners = tuple(owner for (owner,) in database.execute("select owner from consumers where queue = ?", (queue,)))
+    if owners:
+        database.after_commit(ring, folder_of(database), "consumer", owners, READY)
 
 
 def _after_fork_in_child() -> None:

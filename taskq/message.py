@@ -15,8 +15,30 @@ JSON = "application/json"
 
 #: How often the process that ran this message died (guarantee 4).
 CRASHES = "tq-crashes"
+#: How often a worker died while it ran this message and others: one of them is to blame, nobody knows which.
+SUSPECTED = "tq-suspected"
+#: How often this message came back although nobody gave it back, and nothing proved that anybody had died.
+RETURNS = "tq-returns"
+#: Since when (seconds since the epoch) this message may only run with nothing else in its worker's custody.
+ALONE = "tq-alone"
+#: How often the broker handed this message out before it was last published; graceful returns included.
+DELIVERIES = "tq-deliveries"
+#: The attempts so far, oldest first; see ``taskq.attempt.Past``.
+HISTORY = "tq-history"
 #: When a worker first met this message without knowing its task, as seconds since the epoch.
 UNKNOWN_SINCE = "tq-unknown-since"
+
+#: A dead letter says in these headers why it is dead, beside the headers that the message had.
+DEAD_PREFIX = "tq-dead-"
+DEAD_REASON = f"{DEAD_PREFIX}reason"
+DEAD_DETAIL = f"{DEAD_PREFIX}detail"
+DEAD_QUEUE = f"{DEAD_PREFIX}queue"
+DEAD_WORKER = f"{DEAD_PREFIX}worker"
+DEAD_TRACEBACK = f"{DEAD_PREFIX}traceback"
+DEAD_SIGNAL = f"{DEAD_PREFIX}signal"
+#: When it was dead-lettered, and when it first failed, as seconds since the epoch.
+DEAD_AT = f"{DEAD_PREFIX}at"
+DEAD_FIRST = f"{DEAD_PREFIX}first"
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,13 +55,21 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def crashes(self) -> int:
         """How often the process that ran this message had died when it was last published."""
-        value = self.headers.get(CRASHES)
+        return self.count(CRASHES)
+
+    def count(self, header: str) -> int:
+        """The counter in this header; 0 where there is none, or something that is no counter."""
+        value = self.headers.get(header)
         return value if isinstance(value, int) and value > 0 else 0
 
     def with_headers(self, **headers: Any) -> Message:
         """A copy with these headers added; ``_`` in a name stands for ``-``."""
         added = {name.replace("_", "-"): value for name, value in headers.items()}
         return msgspec.structs.replace(self, headers={**self.headers, **added})
+
+    def without(self, *headers: str) -> Message:
+        """A copy that lacks these headers."""
+        return msgspec.structs.replace(self, headers={k: v for k, v in self.headers.items() if k not in headers})
 
 
 def undecodable(body: bytes) -> Message:
@@ -48,11 +78,15 @@ def undecodable(body: bytes) -> Message:
 
 
 class Publication(msgspec.Struct, frozen=True):
-    """A message and where it goes: the queue, and after how many seconds (0: at once)."""
+    """A message and where it goes: the queue, and after how many seconds (0: at once).
+
+    ``first`` is for a message that has waited its turn already: it goes ahead of those that wait in the queue.
+    """
 
     queue: str
     message: Message
     delay: float = 0.0
+    first: bool = False
 
 
 def dead_letter_queue(queue: str) -> str:

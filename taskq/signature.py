@@ -26,7 +26,8 @@ class SendOptions(TypedDict, total=False):
     """How a call is sent. The names are Celery's.
 
     ``countdown``: run after so many seconds; ``eta``: run at that moment; ``expires``: do not run after so many seconds or that
-    moment; ``priority``: 0 to 9, 9 first; ``task_id``: the id, made up by default; ``headers``: extra message headers.
+    moment; ``priority``: 0 to 9, 9 first; ``task_id``: the id, made up by default; ``headers``: extra message headers;
+    ``time_limit`` and ``soft_time_limit``: seconds, in place of the task's and the worker's.
     """
 
     queue: str | None
@@ -36,6 +37,8 @@ class SendOptions(TypedDict, total=False):
     expires: float | datetime | None
     task_id: str | None
     ignore_result: bool | None
+    time_limit: float | None
+    soft_time_limit: float | None
     headers: Mapping[str, Any] | None
 
 
@@ -97,7 +100,7 @@ def compose(signature: Signature[Any], *, default_queue: str, parent: Attempt | 
         "retries": 0,
         "eta": _iso(now + delay) if delay else None,
         "expires": _expires(options.get("expires"), now),
-        "timelimit": [None, None],
+        "timelimit": list(time_limits(options)),
         "origin": origin(),
         "ignore_result": bool(options.get("ignore_result")),
     }
@@ -108,6 +111,17 @@ def compose(signature: Signature[Any], *, default_queue: str, parent: Attempt | 
     body = encode_call(signature.task, signature.args, signature.kwargs, _EMBED, signature.parameters)
     message = Message(headers=headers, body=body, priority=_priority(options.get("priority")), correlation_id=task_id)
     return Publication(options.get("queue") or default_queue, message, delay)
+
+
+def time_limits(options: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """The hard and the soft time limit among these options; raises ``ConfigurationError`` for those that make no sense."""
+    hard, soft = options.get("time_limit"), options.get("soft_time_limit")
+    for name, limit in (("time_limit", hard), ("soft_time_limit", soft)):
+        if limit is not None and not (type(limit) in (int, float) and math.isfinite(limit) and limit > 0):
+            raise ConfigurationError(f"{name} must be a number of seconds above 0, not {limit!r}")
+    if hard is not None and soft is not None and soft >= hard:
+        raise ConfigurationError(f"soft_time_limit={soft:g} must be below time_limit={hard:g}: it would never be reached")
+    return hard, soft
 
 
 def origin() -> str:

@@ -1,6 +1,7 @@
-"""One SQLite file that holds the embedded broker's messages and the results: opening it, its schema, its transactions.
+"""One SQLite file that holds the embedded broker's messages and the results: opening it, its transactions.
 
-Owns the connection and what SQLite's errors mean; what the rows mean belongs to ``broker/sqlite`` and ``results/sqlite``.
+Owns the connection and what SQLite's errors mean; what stands in the file is said by ``schema``, and what it means by
+``broker/sqlite`` and ``results/sqlite``.
 Invariant: a transaction that returned from its block with ``durable=True`` is on the disk (write-ahead log, fsynced), one that
 raised has changed nothing, and a connection is never used or closed by another process than the one that opened it.
 """
@@ -8,6 +9,7 @@ raised has changed nothing, and a connection is never used or closed by another 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import random
 import sqlite3
@@ -20,68 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from taskq.errors import ConfigurationError, DatabaseError
+from taskq.schema import APPLICATION_ID, STEPS, VERSION
 
 if sqlite3.sqlite_version_info < (3, 35, 0):
     raise ImportError(f"taskq needs SQLite 3.35 or newer, and this Python was built with {sqlite3.sqlite_version}")
 
-#: In the header of every file of ours, so that a foreign database is recognised before anything is written to it.
-APPLICATION_ID = int.from_bytes(b"tskq", "big")
-#: Of the schema. A file of a newer taskq is refused, as its rows may mean something else.
-VERSION = 1
 #: Past this size the write-ahead log is cut back after a checkpoint, so that one huge batch does not occupy the disk for ever.
 _LOG_BYTES = 64 * 1024 * 1024
-
-# Row ids of messages are delivery tags, hence autoincrement: a late ack must never meet a younger message under the same tag.
-# The three partial indexes hold each message once at most, so a message costs one index entry in whatever state it is.
-# The triggers delete what depends on a queue or a consumer together with it, whoever deletes it: a peer of a dead consumer too.
-SCHEMA = (
-    """
-    create table messages (
-        id integer primary key autoincrement,
-        queue text not null,
-        priority integer not null,
-        due real,
-        owner integer,
-        redelivered integer not null default 0,
-        properties blob not null,
-        body blob not null
-    )
-    """,
-    "create index messages_ready on messages (queue, priority desc) where owner is null and due is null",
-    "create index messages_delayed on messages (due) where due is not null",
-    "create index messages_owned on messages (owner) where owner is not null",
-    "create table queues (name text primary key, auto_delete integer not null) without rowid",
-    "create table exchanges (name text primary key, type text not null, options text not null) without rowid",
-    """
-    create table bindings (
-        exchange text not null, queue text not null, routing_key text not null, pattern text,
-        primary key (exchange, queue, routing_key)
-    ) without rowid
-    """,
-    "create table consumers (queue text not null, owner integer not null, primary key (queue, owner)) without rowid",
-    "create table results (id text primary key, status text not null, meta blob not null, expires real not null)",
-    "create index results_expires on results (expires)",
-    "create table waiters (id text not null, waiter integer not null, primary key (id, waiter)) without rowid",
-    """
-    create trigger exchange_deleted after delete on exchanges begin
-        delete from bindings where exchange = old.name;
-    end
-    """,
-    """
-    create trigger queue_deleted after delete on queues begin
-        delete from bindings where queue = old.name;
-        delete from messages where queue = old.name and owner is null and due is null;
-        delete from messages where due is not null and queue = old.name;
-        delete from messages where owner is not null and queue = old.name;
-    end
-    """,
-    """
-    create trigger consumer_deleted after delete on consumers
-    when not exists (select 1 from consumers where queue = old.queue) begin
-        delete from queues where name = old.queue and auto_delete;
-    end
-    """,
-)
 
 # Known to the module because Python's fork hooks take no arguments. A dictionary: no thread can get between its ``valuerefs``.
 _databases: weakref.WeakValueDictionary[int, Database] = weakref.WeakValueDictionary()
@@ -112,6 +59,7 @@ class Database:
         self._durable = True
         self._in_transaction = False
         self._failure: DatabaseError | None = None
+        self._before_commit: dict[tuple[Any, ...], None] = {}
         self._after_commit: dict[tuple[Any, ...], None] = {}
         with self.lock:
             # Known before it is open: a fork in another thread must wait for the end of the opening.
@@ -148,6 +96,8 @@ class Database:
             self._begin(durable)
             try:
                 yield
+                for hook, *arguments in self._before_commit:
+                    hook(*arguments)
                 self._commit()
             except BaseException:
                 self._roll_back()
@@ -158,15 +108,22 @@ class Database:
         for hook, *arguments in hooks:
             hook(*arguments)
 
+    def before_commit(self, hook: Callable[..., None], *arguments: Any) -> None:
+        """Call ``hook`` as the last part of the current transaction; the same hook with the same arguments is called once."""
+        self._before_commit[(hook, *arguments)] = None
+
     def after_commit(self, hook: Callable[..., None], *arguments: Any) -> None:
-        """Call ``hook`` once the current transaction is committed; the same hook with the same arguments is called once."""
+        """Call ``hook`` once the current transaction is committed; the same hook with the same arguments is called once.
+
+        It must not raise: the caller would believe that nothing has been stored, and store it again.
+        """
         self._after_commit[(hook, *arguments)] = None
 
     def set_busy_timeout(self, seconds: float) -> None:
         """How long to wait from now on for another process's transaction."""
         with self.lock:
             self._busy_timeout = max(seconds, 0.0)
-            self._opened().execute(f"pragma busy_timeout = {int(self._busy_timeout * 1000)}")
+            self.execute(f"pragma busy_timeout = {int(self._busy_timeout * 1000)}")
 
     def close(self) -> None:
         """Close the connection; it is opened again by the next use."""
@@ -205,9 +162,11 @@ class Database:
                 self._durable = durable
             self._begin_immediate(connection)
         except sqlite3.Error as error:
+            # It may have begun all the same, and would keep everybody out.
+            self._roll_back()
             raise self._failed(error) from error
         self._in_transaction, self._failure = True, None
-        self._after_commit.clear()
+        self._forget_hooks()
 
     def _begin_immediate(self, connection: sqlite3.Connection) -> None:
         """Wait for others' transactions in short random steps.
@@ -239,7 +198,7 @@ class Database:
             raise self._failed(error) from error
 
     def _roll_back(self) -> None:
-        self._after_commit.clear()
+        self._forget_hooks()
         connection = self._connection
         if connection is None or self._pid != os.getpid() or not connection.in_transaction:
             return
@@ -248,6 +207,10 @@ class Database:
         except sqlite3.Error:
             # Closing undoes the transaction as well; the error that led here is on its way to the caller.
             self.close()
+
+    def _forget_hooks(self) -> None:
+        self._before_commit.clear()
+        self._after_commit.clear()
 
     def _failed(self, error: sqlite3.Error) -> DatabaseError:
         failure = explained(error, self.path)
@@ -259,7 +222,8 @@ class Database:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DatabaseError(f"cannot create the folder {self.path.parent}: {error.strerror}") from error
+            full = error.errno == errno.ENOSPC
+            raise DatabaseError(f"cannot create the folder {self.path.parent}: {error.strerror}", passing=full) from error
         try:
             connection = sqlite3.connect(
                 self.path, timeout=self._busy_timeout, isolation_level=None, check_same_thread=False, cached_statements=128
@@ -280,21 +244,23 @@ class Database:
     def _prepare(self, connection: sqlite3.Connection) -> None:
         # In a transaction, since another process may be creating the schema between two of the questions.
         connection.execute("begin")
-        ours = self._is_ours(connection)
+        version = self._version(connection)
         connection.execute("commit")
         self._write_ahead(connection)
-        if not ours:
+        if version < VERSION:
             connection.execute("begin immediate")
-            # Another process may have created the schema since we looked.
-            if not self._is_ours(connection):
-                for statement in (*SCHEMA, f"pragma application_id = {APPLICATION_ID}", f"pragma user_version = {VERSION}"):
+            # Another process may have taken the steps since we looked.
+            for step in STEPS[self._version(connection) :]:
+                for statement in step:
                     connection.execute(statement)
+            connection.execute(f"pragma application_id = {APPLICATION_ID}")
+            connection.execute(f"pragma user_version = {VERSION}")
             connection.execute("commit")
         connection.execute("pragma synchronous = full")
         connection.execute(f"pragma journal_size_limit = {_LOG_BYTES}")
 
-    def _is_ours(self, connection: sqlite3.Connection) -> bool:
-        """Whether the schema is there; False for an empty file. Only reads."""
+    def _version(self, connection: sqlite3.Connection) -> int:
+        """Which version of the schema the file has; 0 for an empty one. Only reads."""
         (application_id,) = connection.execute("pragma application_id").fetchone()
         (version,) = connection.execute("pragma user_version").fetchone()
         if application_id == APPLICATION_ID:
@@ -302,10 +268,10 @@ class Database:
                 raise DatabaseError(
                     f"{self.path} was written by a newer taskq (schema {version}, this one knows {VERSION}); upgrade taskq"
                 )
-            return True
+            return int(version)
         if application_id or version or connection.execute("select 1 from sqlite_master limit 1").fetchone():
             raise DatabaseError(f"{self.path} is an SQLite database, but not one of taskq's; name another file")
-        return False
+        return 0
 
     def _write_ahead(self, connection: sqlite3.Connection) -> None:
         give_up = time.monotonic() + self._busy_timeout
@@ -340,7 +306,8 @@ def explained(error: sqlite3.Error, path: Path) -> DatabaseError:
             text = f"{path} cannot be opened for writing ({error}); the file and its folder must both be writable"
         case _:
             text = f"{path}: {error}"
-    return DatabaseError(text)
+    passing = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return DatabaseError(text, passing=code & 0xFF in passing)
 
 
 def _before_fork() -> None:

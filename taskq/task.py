@@ -8,25 +8,42 @@ import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, Unpack, get_args, overload
+
+import msgspec
 
 from taskq.attempt import Attempt, current_attempt
 from taskq.errors import ConfigurationError
 from taskq.results.handle import AsyncResult
-from taskq.signature import Send, SendOptions, Signature
+from taskq.retry import RetryOptions, policy_of
+from taskq.signature import Send, SendOptions, Signature, time_limits
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class TaskOptions(TypedDict, total=False):
-    """What a task's decorator may say: its name, and how its calls are sent unless the call says otherwise."""
+#: Whether a task whose process died, or was killed at the time limit, runs again or ends as failed.
+Afterwards = Literal["retry", "fail"]
+
+
+class TaskOptions(RetryOptions, total=False):
+    """What a task's decorator may say: its name, how its calls are sent unless the call says otherwise, and how they may end.
+
+    ``acks_late=False``: never run it twice; what becomes of it when its process dies is then unknown, and it ends as lost.
+    ``time_limit`` and ``soft_time_limit``: seconds until its process is killed, or ``SoftTimeLimitExceeded`` is raised in it.
+    ``on_worker_lost`` and ``on_timeout``: whether it runs again after a crash and after its time limit.
+    """
 
     name: str | None
     queue: str | None
     priority: int | None
     expires: float | None
     ignore_result: bool | None
+    acks_late: bool
+    time_limit: float | None
+    soft_time_limit: float | None
+    on_worker_lost: Afterwards
+    on_timeout: Afterwards
 
 
 OPTION_NAMES = frozenset({"bind", *TaskOptions.__annotations__})
@@ -56,11 +73,23 @@ class Task(Generic[P, R]):
             expires=options.get("expires"),
             ignore_result=options.get("ignore_result"),
         )
+        self._read_ends(options)
         self.send: Send | None = None
         parameters = list(inspect.signature(function).parameters.values())[self.bind :]
         self._signature = inspect.Signature(parameters)
         positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         self._parameters = tuple(p.name for p in parameters if p.kind in positional)
+
+    def _read_ends(self, options: Mapping[str, Any]) -> None:
+        """Take in how the task's attempts may end, for the worker that runs them."""
+        try:
+            self.retry_policy = policy_of(options)
+            self.time_limit, self.soft_time_limit = time_limits(options)
+            self.on_worker_lost = _afterwards(options, "on_worker_lost", "retry")
+            self.on_timeout = _afterwards(options, "on_timeout", "fail")
+            self.acks_late = _acks_late(options)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"task {self.name!r}: {error}") from None
 
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
@@ -69,8 +98,16 @@ class Task(Generic[P, R]):
         """Run the function here and now."""
         if not self.bind:
             return self.function(*args, **kwargs)
-        attempt = current_attempt() or Attempt(id=str(uuid.uuid4()), task=self.name)
-        return self.function(attempt, *args, **kwargs)
+        return self.function(self._attempt(), *args, **kwargs)
+
+    def _attempt(self) -> Attempt:
+        attempt = current_attempt()
+        if attempt is None:
+            return Attempt(id=str(uuid.uuid4()), task=self.name, retry_policy=self.retry_policy, called_directly=True)
+        if attempt.task != self.name:
+            # Called by another task that runs: what it raises is for that one to handle.
+            return msgspec.structs.replace(attempt, retry_policy=self.retry_policy, called_directly=True)
+        return attempt
 
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """Send the call; returns once the broker has taken responsibility for it.
@@ -111,6 +148,23 @@ def _default_name(function: Callable[..., Any], main_name: str | None) -> str:
         script = getattr(sys.modules["__main__"], "__file__", None)
         module = main_name or (Path(script).stem if script else module)
     return f"{module}.{function.__qualname__.replace('<locals>.', '')}"
+
+
+def _acks_late(options: Mapping[str, Any]) -> bool:
+    value = options.get("acks_late", True)
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"acks_late must be True or False, not {value!r}")
+    for name in ("on_worker_lost", "on_timeout"):
+        if not value and options.get(name) == "retry":
+            raise ConfigurationError(f"acks_late=False means that it never runs twice, so {name} cannot be 'retry'")
+    return value
+
+
+def _afterwards(options: Mapping[str, Any], name: str, default: Afterwards) -> Afterwards:
+    value: Afterwards = options.get(name, default)
+    if value not in (choices := get_args(Afterwards)):
+        raise ConfigurationError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+    return value
 
 
 @overload

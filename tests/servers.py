@@ -14,12 +14,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # /usr/sbin/rabbitmq-server switches to the user rabbitmq
 START_TIMEOUT = 60.0
 PR_SET_PDEATHSIG = 1
+#: The kernel ties a process to the thread that starts it, so that thread has to live as long as the tests.
+_spawner = ThreadPoolExecutor(1, "servers")
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
@@ -41,9 +44,9 @@ def wait_until(condition: Callable[[], bool], timeout: float, what: str) -> None
 
 
 @contextmanager
-def running_node() -> Iterator[RabbitMQ]:
-    """A private RabbitMQ node that runs for the length of the block."""
-    node = RabbitMQ()
+def running_node(*config: str, rabbit: str = "", **environment: str) -> Iterator[RabbitMQ]:
+    """A private RabbitMQ node that runs for the length of the block; the arguments are those of ``RabbitMQ``."""
+    node = RabbitMQ(config, rabbit=rabbit, environment=environment)
     try:
         yield node.start()
     finally:
@@ -53,10 +56,20 @@ def running_node() -> Iterator[RabbitMQ]:
 class RabbitMQ:
     """A private RabbitMQ node. ``config`` holds extra lines of rabbitmq.conf, ``tls`` the certificate files of amqps.
 
+    ``rabbit`` holds parameters that only advanced.config has, as Erlang terms, ``environment`` extra variables.
+
     ``restart`` after ``kill`` keeps data and ports, so that a test sees what a broker that came back would show.
     """
 
-    def __init__(self, config: Sequence[str] = (), tls: Mapping[str, Path] | None = None, *, frugal: bool = True) -> None:
+    def __init__(
+        self,
+        config: Sequence[str] = (),
+        tls: Mapping[str, Path] | None = None,
+        *,
+        rabbit: str = "",
+        environment: Mapping[str, str] | None = None,
+        frugal: bool = True,
+    ) -> None:
         if not SERVER.exists():
             raise RuntimeError(f"{SERVER} is missing: install RabbitMQ with `apt-get install rabbitmq-server`")
         # One scheduler and no busy waiting: the tests share few cores with the server. Not for measuring.
@@ -69,7 +82,8 @@ class RabbitMQ:
         self._distribution_port = free_port()
         self._epmd: subprocess.Popen[bytes] | None = None
         self._server: subprocess.Popen[bytes] | None = None
-        self._write_files(config, tls)
+        self._extra = dict(environment or {})
+        self._write_files(config, tls, rabbit)
 
     @property
     def url(self) -> str:
@@ -147,7 +161,7 @@ class RabbitMQ:
         except OSError:
             return False
 
-    def _write_files(self, config: Sequence[str], tls: Mapping[str, Path] | None) -> None:
+    def _write_files(self, config: Sequence[str], tls: Mapping[str, Path] | None, rabbit: str) -> None:
         lines = [
             f"listeners.tcp.1 = 127.0.0.1:{self.port}",
             "log.console = true",
@@ -163,7 +177,8 @@ class RabbitMQ:
         (self.folder / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
         # What a level of the delays could not pass on while the node started is tried again after this time, three minutes
         # by default.
-        advanced = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 1000}]}]."
+        terms = ", ".join(filter(None, ["{dead_letter_worker_publisher_confirm_timeout, 1000}", rabbit]))
+        advanced = f"[{{rabbit, [{terms}]}}]."
         (self.folder / "advanced.config").write_text(advanced + "\n")
         (self.folder / "enabled_plugins").write_text("[].\n")
         (self.folder / "rabbitmq-env.conf").write_text("")
@@ -189,12 +204,14 @@ class RabbitMQ:
             "RABBITMQ_LOG_BASE": f"{folder}/log",
             "RABBITMQ_PID_FILE": f"{folder}/pid",
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": self._arguments,
+            **self._extra,
             **extra,
         }
 
     def _spawn(self, command: Sequence[str], log: str, **extra: str) -> subprocess.Popen[bytes]:
         with (self.folder / log).open("ab") as output:
-            return subprocess.Popen(
+            return _spawner.submit(
+                subprocess.Popen,
                 command,
                 cwd=self.folder,
                 env=self._environment(**extra),
@@ -202,8 +219,8 @@ class RabbitMQ:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - it calls nothing but prctl
-            )
+                preexec_fn=_die_with_parent,
+            ).result()
 
 
 def _die_with_parent() -> None:

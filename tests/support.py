@@ -156,6 +156,11 @@ class Stage:
         backend = self.broker if self.broker.startswith("sqlite:") else f"sqlite:///{self.folder}/results.db"
         return {"broker": self.broker, "backend": backend, "default_queue": self.queue, **self.settings}
 
+    @property
+    def trace_file(self) -> Path:
+        """Where tasks leave their traces."""
+        return self.folder / "traces"
+
     def effective(self, **settings: Any) -> Settings:
         """The shared settings and these, as a worker sees them."""
         return config.load({**self.keywords, **settings}, environment={})
@@ -169,7 +174,8 @@ class Stage:
     def environment(self, **variables: str) -> dict[str, str]:
         """The environment of processes on this stage."""
         shared = {f"TASKQ_{name.upper()}": str(value) for name, value in self.keywords.items()}
-        return {**os.environ, "TRACES": str(self.folder / "traces"), "GATES": str(self.folder), **shared, **variables}
+        own = {"XDG_STATE_HOME": str(self.folder / "state"), "TRACES": str(self.trace_file), "GATES": str(self.folder)}
+        return {**os.environ, **own, **shared, **variables}
 
     def worker(self, app: str = "tests.apps.basic:app", *options: str, **variables: str) -> Worker:
         """A worker of this app; two children unless the options say otherwise."""
@@ -181,7 +187,7 @@ class Stage:
     def traces(self, event: str | None = None, **fields: Any) -> list[dict[str, Any]]:
         """What tasks have left in the file of traces, oldest first."""
         wanted = fields if event is None else {"event": event, **fields}
-        return matching(json_lines(self.folder / "traces"), wanted)
+        return matching(json_lines(self.trace_file), wanted)
 
     def traced(self, event: str, count: int = 1, **fields: Any) -> list[dict[str, Any]]:
         """Wait for so many such traces, and return all there are."""
@@ -268,12 +274,6 @@ class Hold:
         with self.consumer.transaction():
             for delivery in deliveries:
                 self.consumer.ack(delivery)
-
-    def requeue(self, deliveries: Sequence[Delivery]) -> None:
-        """Give them back in one transaction."""
-        with self.consumer.transaction():
-            for delivery in deliveries:
-                self.consumer.requeue(delivery)
 
 
 @contextmanager

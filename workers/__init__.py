@@ -7,6 +7,8 @@
        │       unacked message        │ Outcome
        └─ ack ─ settle(outcome) ◄─────┘
 
-Read in this order: ``supervisor`` (the loop), ``slot`` and ``pipe`` (what goes to a child and back), ``child`` and ``execute``
-(the run of a task), ``settle`` (the only place that acks). Installed as ``taskq.workers``.
+Read in this order: ``supervisor`` (the loop), ``custody`` (what it holds), ``slot`` and ``pipe`` (what goes to a child and
+back), ``child`` and ``execute`` (the run of a task), ``settle`` (the only place that acks). When things go wrong: ``limits``
+ends a task, ``crashes`` decides what becomes of its message, ``suspects`` and ``limbo`` know what came back, ``watchdog``
+notices silence. Installed as ``taskq.workers``.
 """

@@ -21,10 +21,15 @@ from taskq import log
 from taskq.app import TaskQ
 from taskq.broker import decoder
 from taskq.cli.loading import load_app
+from taskq.errors import SoftTimeLimitExceeded, Terminated
+from taskq.results.store import Record
+from taskq.workers import blackbox
 from taskq.workers.execute import Executor
 from taskq.workers.lifeline import die_with_parent
-from taskq.workers.note import Note
-from taskq.workers.pipe import DONE, READY, SKIPPED, deliveries, pack_report
+from taskq.workers.note import TERMINATED, Note, Terms
+from taskq.workers.outcome import Outcome
+from taskq.workers.pipe import ASKED, DONE, READY, SKIPPED, Inbox, pack_report
+from taskq.workers.signals import SOFT_SIGNAL
 
 
 def ignore_shutdown_signals() -> None:
@@ -50,19 +55,59 @@ def prepare(app: TaskQ, worker: str) -> Executor:
     return Executor(app.tasks, app.settings, decoder(app.settings), worker)
 
 
+class Supervised:
+    """What a task's run needs of this process; see ``taskq.workers.execute.Surroundings``."""
+
+    def __init__(self, pipe: socket.socket, note: Note) -> None:
+        self.inbox = Inbox(pipe)
+        self.number = 0
+        self._pipe = pipe
+        self._note = note
+        self._interruptible = False
+
+    def may_begin(self, begun: Record) -> bool:
+        """Ask the supervisor, which answers once the record is stored."""
+        self._pipe.sendall(pack_report(self.number, ASKED, 0, Outcome("begun", record=begun)))
+        return self.inbox.answer(self.number)
+
+    def agree(self, terms: Terms) -> None:
+        """Note the terms where the supervisor sees them."""
+        self._interruptible = True
+        self._note.agree(terms)
+
+    def release(self) -> bool:
+        """An interruption that comes too late is dropped."""
+        self._interruptible = False
+        return self._note.interrupt == TERMINATED
+
+    def interrupt(self, *_: object) -> None:
+        """The handler of the supervisor's signal: raises in the middle of the task."""
+        if self._interruptible:
+            self._interruptible = False
+            if self._note.interrupt == TERMINATED:
+                raise Terminated("the task was revoked while it ran")
+            raise SoftTimeLimitExceeded("the task ran into its soft time limit")
+
+
 def main(execute: Executor, pipe: socket.socket, note: Note) -> None:
     """Serve the pipe until the supervisor closes it."""
     monotonic = time.monotonic
+    execute.surroundings = surroundings = Supervised(pipe, note)
+    signal.signal(SOFT_SIGNAL, surroundings.interrupt)
     pipe.sendall(pack_report(0, READY))
-    for number, delivery in deliveries(pipe):
+    for number, delivery in surroundings.inbox:
         started = monotonic()
         if not note.begin(number, started):
             pipe.sendall(pack_report(number, SKIPPED))
             continue
+        surroundings.number = number
         outcome = execute(delivery)
-        elapsed = min(int((monotonic() - started) * 1e6), 0xFFFFFFFF)
-        # The outcome first: a death between the two lines must not blame the task that has just ended.
-        pipe.sendall(pack_report(number, DONE, elapsed, outcome))
+        if outcome is None:
+            pipe.sendall(pack_report(number, SKIPPED))
+        else:
+            elapsed = min(int((monotonic() - started) * 1e6), 0xFFFFFFFF)
+            # The outcome first: a death between the two lines must not blame the task that has just ended.
+            pipe.sendall(pack_report(number, DONE, elapsed, outcome))
         note.end()
 
 
@@ -85,13 +130,14 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def fresh(spec: str, command_line: str, pipe: int, notes: int, index: int, worker: str, parent: int) -> int:
+def fresh(spec: str, command_line: str, pipe: int, notes: int, box: int, index: int, worker: str, parent: int) -> int:
     """A child in a fresh interpreter (``--start-method spawn``): it imports the application itself."""
     die_with_parent(parent)
+    blackbox.install(box)
     ignore_shutdown_signals()
     return serve(prepare(load(spec, command_line), worker), socket.socket(fileno=pipe), Note(notes, index))
 
 
 if __name__ == "__main__":
-    spec, command_line, pipe, notes, index, worker, parent = sys.argv[1:]
-    sys.exit(fresh(spec, command_line, int(pipe), int(notes), int(index), worker, int(parent)))
+    spec, command_line, pipe, notes, box, index, worker, parent = sys.argv[1:]
+    sys.exit(fresh(spec, command_line, int(pipe), int(notes), int(box), int(index), worker, int(parent)))

@@ -1,13 +1,13 @@
 """Custody: every delivery that the supervisor holds, and where it is.
 
-A delivery waits in the backlog, lies with a child (``slot.pending``), or has ended and is being settled; it is never in two
-of these and leaves only through ``settle``. When the connection to the broker breaks, what no child has begun is forgotten,
-because the broker will deliver it again; what runs is kept as an orphan and takes over the new delivery when it comes, so
-that the task is not run twice.
+A delivery waits in the backlog, lies with a child (``slot.pending``), waits to run alone (``suspects``), or has ended and is
+being settled; it is never in two of these and leaves only through ``settle``. When the connection to the broker breaks, all
+that is held goes to ``limbo`` until the broker hands it out again.
 """
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -15,21 +15,24 @@ from collections.abc import Callable, Iterable, Sequence
 from taskq import log
 from taskq.broker.interface import Decode, Delivery
 from taskq.config import Settings
-from taskq.errors import MessageError
-from taskq.message import Message, Publication, undecodable
+from taskq.control import Control
+from taskq.errors import BrokerError, MessageError
+from taskq.message import Message, undecodable
+from taskq.workers.crashes import Blame, Coroner, End
 from taskq.workers.launcher import Death
-from taskq.workers.outcome import GIVEN_BACK, Outcome, dead_letter
+from taskq.workers.limbo import Limbo, Return
+from taskq.workers.orders import Orders
+from taskq.workers.outcome import Outcome, again, record, revoked
 from taskq.workers.pace import STUCK, Pace
-from taskq.workers.pipe import READY, SKIPPED
+from taskq.workers.pipe import ASKED, READY, SKIPPED
 from taskq.workers.settle import Settler
 from taskq.workers.slot import Slot
+from taskq.workers.suspects import Suspects, is_marked
 
 #: How long after a recall its deliveries are collected: time for what either side wrote to be seen by the other.
 RECALL_SECONDS = 0.005
 #: From how many deliveries on a child is said to have enough before it.
 WORTH_A_PAUSE = 16
-#: How long an outcome whose connection broke waits for its message to come back, in seconds.
-LOST_END_SECONDS = 600.0
 
 logger = log.get_logger("taskq.custody")
 
@@ -45,32 +48,48 @@ class Custody:
         read: Decode,
         identify: Callable[[bytes], str | None],
         worker: str,
+        begun: Callable[[str], bool],
     ) -> None:
         self.slots = slots
         self.settler = settler
         self.backlog: deque[Delivery] = deque()
+        self.suspects = Suspects()
+        self.orders = Orders(identify)
         self.pace = Pace(settings.prefetch)
-        self._settings = settings
+        self._most_tasks = settings.max_tasks_per_child
+        self._results = settings.backend_url is not None
         self._read = read
         self._identify = identify
-        self._worker = worker
+        #: Whether the delivery will come back orphaned should this worker die now; the consumer's, once there is one.
+        self.secure: Callable[[Delivery], bool] = lambda _: False
+        self._begun = begun
+        self._coroner = Coroner(settings, worker)
+        self.limbo = Limbo(identify)
+        self._returned: deque[Delivery] = deque()
         self._draining = False
         self._last_number = 0
         self._recalled: dict[Slot, float] = {}
-        self._orphans: dict[str, Delivery] = {}
-        self._lost_ends: dict[str, tuple[Outcome, float]] = {}
-        self._lost_crashes: dict[str, int] = {}
 
     @property
     def held(self) -> int:
         """How many deliveries wait or lie with children."""
-        return len(self.backlog) + sum(len(slot.pending) for slot in self.slots)
+        waiting = len(self.backlog) + len(self.suspects.waiting) + len(self._returned)
+        return waiting + sum(len(slot.pending) for slot in self.slots)
 
     @property
     def window(self) -> int:
         """How many deliveries the children that are up can use."""
+        room = self.suspects.room(time.monotonic())
+        if room == 0:
+            return 0
         depth = self.pace.depth
-        return sum(1 if slot.stuck else depth for slot in self.slots if slot.ready)
+        useful = sum(1 if slot.stuck else depth for slot in self.slots if slot.serving)
+        return useful if room is None else min(useful, room)
+
+    @property
+    def idle(self) -> bool:
+        """Whether a child has nothing to do although it might be given something."""
+        return not self._draining and any(self._room(slot, 1) > 0 for slot in self.slots) and self.window > 0
 
     @property
     def busy(self) -> bool:
@@ -79,31 +98,72 @@ class Custody:
         serving = [slot for slot in self.slots if slot.ready and not slot.stuck]
         return bool(serving) and all(len(slot.pending) >= enough for slot in serving)
 
+    # From the broker to the children
+
     def take(self, deliveries: Iterable[Delivery]) -> None:
         """These have arrived from the broker."""
         for delivery in deliveries:
-            if not (delivery.redelivered and self._came_back(delivery)):
-                self.backlog.append(delivery)
+            if delivery.redelivered:
+                self._returned.append(delivery)
+            else:
+                self._place(delivery)
+        self._judge()
 
     def feed(self) -> None:
         """Give what waits to the children in even shares, the idlest first."""
-        if not self.backlog or self._draining:
+        if self._draining:
+            return
+        if self.suspects.waiting:
+            self._isolate()
+        if self.suspects.quietening:
+            self.give_back_backlog()
+        if not self.backlog or self.suspects.alone or self.suspects.waiting:
             return
         depth = self.pace.depth
-        free = [slot for slot in self.slots if slot.ready and not slot.stuck and len(slot.pending) < depth]
-        free.sort(key=lambda slot: len(slot.pending))
-        for left, slot in zip(range(len(free), 0, -1), free, strict=True):
-            share = min(-(-len(self.backlog) // left), depth - len(slot.pending))
-            for _ in range(share):
-                self._last_number += 1
-                slot.give(self._last_number, self.backlog.popleft())
+        free = [(slot, room) for slot in self.slots if (room := self._room(slot, depth)) > 0]
+        free.sort(key=lambda pair: len(pair[0].pending))
+        for left, (slot, room) in zip(range(len(free), 0, -1), free, strict=True):
+            for _ in range(min(-(-len(self.backlog) // left), room)):
+                delivery = self._next()
+                if delivery is None:
+                    return
+                self._give(slot, delivery)
+
+    def _room(self, slot: Slot, depth: int) -> int:
+        """How many deliveries more the slot's child may be given."""
+        if not slot.ready or slot.stuck or slot.worn:
+            return 0
+        room = depth - len(slot.pending)
+        return min(room, self._most_tasks - slot.finished - len(slot.pending)) if self._most_tasks else room
+
+    def _next(self) -> Delivery | None:
+        """The next delivery to run; what must not run is settled on the way."""
+        while self.backlog:
+            delivery = self.backlog.popleft()
+            if self.orders.revocation(delivery) is not None:
+                self._revoke(delivery)
+            elif self.orders.pauses(delivery):
+                self._give_back(delivery)
+            else:
+                return delivery
+        return None
+
+    def _give(self, slot: Slot, delivery: Delivery) -> int:
+        self._last_number += 1
+        slot.give(self._last_number, delivery)
+        return self._last_number
+
+    # From the children to the settler
 
     def hear(self, slot: Slot) -> None:
         """Read what the slot's child has reported."""
         for number, kind, microseconds, outcome in slot.reports():
             if kind == READY:
-                slot.ready = True
+                slot.ready = slot.has_served = True
                 slot.failed_starts = 0
+                continue
+            if kind == ASKED:
+                self._let_begin(slot, number, outcome)
                 continue
             delivery = slot.pending.pop(number, None)
             if kind == SKIPPED:
@@ -116,24 +176,126 @@ class Custody:
             # None cannot be: what was collected after a recall is skipped by the child. Its message is not ours to ack then.
             if delivery is not None:
                 self._end(delivery, outcome)
+        if slot.worn_out(self._most_tasks):
+            slot.worn = True
 
-    def child_died(self, slot: Slot, death: Death, *, blame: bool) -> Delivery | None:
-        """The slot's child is dead: finished tasks are settled, unstarted ones are handed on, the one it ran is counted.
+    def _let_begin(self, slot: Slot, number: int, begun: Outcome) -> None:
+        """The child asks leave to begin a task that may begin only once: it gets it when that is recorded."""
+        delivery = slot.pending.get(number)
+        if delivery is None or delivery.tag is None:
+            slot.answer(number, False)
+        else:
+            self.settler.add(delivery, begun, functools.partial(slot.answer, number))
 
-        Without ``blame`` (we killed it to end) nothing is counted. Returns the delivery it was running.
-        """
+    def child_died(self, slot: Slot, death: Death, blame: Blame) -> None:
+        """The slot's child is dead: finished tasks are settled, unstarted ones are handed on, the one it ran is judged."""
         self.hear(slot)
-        victim = slot.pending.pop(slot.running(), None)
+        number = slot.running()
+        victim = slot.pending.pop(number, None)
         unstarted, slot.pending = list(slot.pending.values()), {}
         self._recalled.pop(slot, None)
         self._return(unstarted)
         if victim is None:
-            return None
-        if blame:
-            self._crashed(victim, death)
-        else:
+            return
+        self.settler.forget_beginnings([victim])
+        condemned = slot.condemned
+        if condemned is not None and condemned.number != number:
+            # The one that it was killed for had just ended; this one is innocent.
             self._return([victim])
-        return victim
+            return
+        seconds = max(0.0, time.monotonic() - slot.note.started)
+        end = End(death, slot.note.terms(), seconds, condemned, slot.black_box())
+        self._end(victim, self._coroner.decide(victim.queue, self._message(victim), end, blame))
+
+    def _end(self, delivery: Delivery, outcome: Outcome) -> None:
+        if delivery.tag is None:
+            self.limbo.ended(delivery, outcome)
+        else:
+            self.settler.add(delivery, outcome)
+
+    # What comes back
+
+    def _place(self, delivery: Delivery) -> None:
+        """The delivery waits for a child from here on."""
+        if is_marked(delivery):
+            self.suspects.waiting.append(delivery)
+        else:
+            self.backlog.append(delivery)
+
+    def _judge(self) -> None:
+        """Find out what the messages are that came back although nobody gave them back."""
+        while self._returned:
+            delivery = self._returned[0]
+            claim = self.limbo.claim(delivery)
+            if isinstance(claim, Outcome):
+                self.settler.add(delivery, claim)
+            elif claim is Return.UNBEGUN:
+                delivery.redelivered = False
+                self._place(delivery)
+            elif claim is Return.STRANGER:
+                outcome = self._came_back(delivery)
+                if outcome is None:
+                    return
+                self._end(delivery, outcome)
+            self._returned.popleft()
+
+    def _came_back(self, delivery: Delivery) -> Outcome | None:
+        """What becomes of a message that came back unasked; None where that can't be found out now."""
+        message = self._message(delivery)
+        task_id = message.headers.get("id")
+        kept, begun = None, False
+        if isinstance(task_id, str):
+            try:
+                kept = self.settler.store.fetch(task_id) if self.settler.store is not None else None
+            except BrokerError as error:
+                # It may be a task that runs at most once: without an answer it must not run. It is asked again.
+                logger.warning("backend_failed", error=str(error), waiting=len(self._returned))
+                return None
+            begun = self._begun(task_id)
+        self.suspects.beware(time.monotonic())
+        return self._coroner.came_back(delivery.queue, message, orphaned=delivery.orphaned, begun=begun, record=kept)
+
+    def _isolate(self) -> None:
+        """Bring it about that one suspect is all that is held, and run it then.
+
+        It is never held while another task may run: that one's crash would be blamed on the suspect.
+        """
+        suspects = self.suspects
+        if any(slot.pending for slot in self.slots):
+            in_long_task = any(slot.stuck for slot in self.slots)
+            while suspects.waiting:
+                delivery = suspects.waiting.popleft()
+                if in_long_task and not suspects.overdue(message := self._message(delivery)):
+                    self._end(delivery, suspects.passed_on(delivery.queue, message))
+                else:
+                    self._give_back(delivery)
+                    suspects.quieten()
+            if suspects.quietening:
+                self._recall(slot for slot in self.slots if len(slot.pending) > bool(slot.running()))
+            return
+        while len(suspects.waiting) > 1:
+            # To whoever else is idle: suspects need not wait for each other.
+            self._give_back(suspects.waiting.pop())
+        self.give_back_backlog()
+        slot = next((slot for slot in self.slots if self._room(slot, 1) > 0), None)
+        if slot is None or self.settler.settlements or self._returned or not self.secure(suspects.waiting[0]):
+            return
+        self.backlog.append(suspects.waiting.popleft())
+        suspect = self._next()
+        if suspect is not None:
+            suspects.runs_alone(slot, self._give(slot, suspect), time.monotonic())
+
+    def _return(self, deliveries: Sequence[Delivery]) -> None:
+        """These were not begun: back to the head of the backlog, unless the broker will deliver them again anyway."""
+        for delivery in reversed(deliveries):
+            if delivery.tag is None:
+                self.limbo.unbegun(delivery)
+            elif is_marked(delivery):
+                self.suspects.waiting.appendleft(delivery)
+            else:
+                self.backlog.appendleft(delivery)
+
+    # Taking back
 
     def relieve(self, now: float) -> float | None:
         """Take back what waits behind a long task; returns when to call again, or None if nothing is under way."""
@@ -141,129 +303,95 @@ class Custody:
             if not slot.stuck and slot.running() and now - slot.note.started > STUCK:
                 slot.stuck = True
                 if len(slot.pending) > 1:
-                    slot.recall()
-                    self._recalled[slot] = now + RECALL_SECONDS
+                    self._recall([slot], now)
         for slot in [slot for slot, when in self._recalled.items() if when <= now]:
             del self._recalled[slot]
-            self._return(slot.take_back())
+            # The note before the reports: what ends in between is kept, and what had ended is not taken for unbegun.
+            running = slot.note.number
+            self.hear(slot)
+            self._return(slot.take_back(running))
+        self._judge()
+        self.suspects.look(now, quiet=not any(slot.pending for slot in self.slots))
         self.feed()
         # A child that died is back within milliseconds; one that cannot start, or is in a long task, is of no use now.
         if self._draining or all(slot.stuck or slot.failed_starts for slot in self.slots):
             self.give_back()
-        times = list(self._recalled.values())
+        times = [*self._recalled.values(), *self.suspects.times()]
         if any(slot.pending and not slot.stuck for slot in self.slots):
             times.append(now + STUCK / 2)
+        if self._returned or self.suspects.waiting:
+            times.append(now + STUCK)
         return min(times, default=None)
 
     def drain(self, now: float) -> None:
-        """Have no child start anything any more, and give back whatever has not begun, from now on."""
+        """Have no child start anything, and give back whatever has not begun, from now on."""
         self._draining = True
-        self._recall_all(now)
+        self._recall(self.slots, now)
 
-    def _recall_all(self, now: float) -> None:
-        """Have no child start what it was given; ``relieve`` collects."""
-        for slot in self.slots:
-            if slot.pending:
-                slot.recall()
-                self._recalled[slot] = now + RECALL_SECONDS
-
-    @property
-    def recalling(self) -> bool:
-        """Whether a recall is still to be collected."""
-        return bool(self._recalled)
+    def _recall(self, slots: Iterable[Slot], now: float | None = None) -> None:
+        """Have these children start nothing more of what they were given; ``relieve`` collects."""
+        when = (time.monotonic() if now is None else now) + RECALL_SECONDS
+        for slot in slots:
+            if slot.recall():
+                self._recalled[slot] = when
 
     def give_back(self) -> None:
-        """Give the backlog back to the broker, at no cost to the messages; what they crashed goes along in a header."""
+        """Give everything that waits back to the broker, at no cost to the messages."""
+        self.give_back_backlog()
+        while self.suspects.waiting:
+            self._give_back(self.suspects.waiting.popleft())
+        if self._draining:
+            # Unjudged, these must stay what they are: they are redelivered once the connection closes.
+            self._returned.clear()
+
+    def give_back_backlog(self) -> None:
+        """Give back what waits for any child."""
         while self.backlog:
-            delivery = self.backlog.popleft()
-            if delivery.crashes:
-                message = self._message(delivery)
-                copy = message.with_headers(tq_crashes=message.crashes + delivery.crashes)
-                self.settler.add(delivery, Outcome("given back", (Publication(delivery.queue, copy),)))
-            else:
-                self.settler.add(delivery, GIVEN_BACK)
+            self._give_back(self.backlog.popleft())
+
+    def _give_back(self, delivery: Delivery) -> None:
+        self._end(delivery, again("given back", delivery.queue, self._message(delivery), first=True))
 
     def lose_connection(self, now: float) -> None:
         """The connection broke: nothing held can be acked any more; the broker delivers all of it again."""
         for settlement in self.settler.drop_lost():
-            self._lose_end(settlement.delivery, settlement.outcome)
+            if settlement.then is not None:
+                # It must not begin: its message may be with another worker already.
+                settlement.then(False)
+            elif settlement.outcome.event == "given back":
+                self.limbo.unbegun(settlement.delivery)
+            else:
+                self.limbo.ended(settlement.delivery, settlement.outcome)
         for slot in self.slots:
             for delivery in slot.pending.values():
-                delivery.tag = None
-                if task_id := self._identify(delivery.properties):
-                    self._orphans[task_id] = delivery
-        for delivery in self.backlog:
-            delivery.tag = None
-        lost = list(self.backlog)
+                self.limbo.orphan(delivery)
+        for delivery in (*self.backlog, *self.suspects.waiting):
+            self.limbo.unbegun(delivery)
         self.backlog.clear()
-        self._return(lost)
-        self._recall_all(now)
+        self.suspects.waiting.clear()
+        self._returned.clear()
+        self._recall(self.slots, now)
 
-    def forget_lost_ends(self, now: float) -> None:
-        """Forget outcomes whose messages have not come back: another worker has had them."""
-        old = [task_id for task_id, (_, since) in self._lost_ends.items() if now - since > LOST_END_SECONDS]
-        for task_id in old:
-            del self._lost_ends[task_id]
+    # What operators say
 
-    def _return(self, deliveries: Sequence[Delivery]) -> None:
-        """These were not begun: back to the head of the backlog, unless the broker will deliver them again anyway."""
-        for delivery in reversed(deliveries):
-            if delivery.tag is not None:
-                self.backlog.appendleft(delivery)
-                continue
-            task_id = self._identify(delivery.properties)
-            if task_id is not None:
-                self._orphans.pop(task_id, None)
-                if delivery.crashes:
-                    self._lost_crashes[task_id] = delivery.crashes
+    def obey(self, controls: Sequence[Control]) -> list[Slot]:
+        """Take these entries into account; returns the slots whose task is to be terminated."""
+        self.orders.hear(controls)
+        affected = [slot for slot in self.slots if any(map(self.orders.forbids, slot.pending.values()))]
+        self._recall(affected)
+        return [slot for slot in affected if self.orders.terminates(slot.pending.get(slot.running()))]
 
-    def _came_back(self, delivery: Delivery) -> bool:
-        """Whether a redelivered message is one that we still run, or have ended, from before the connection broke."""
-        if not (self._orphans or self._lost_ends or self._lost_crashes):
-            return False
-        task_id = self._identify(delivery.properties)
-        if task_id is None:
-            return False
-        delivery.crashes = self._lost_crashes.pop(task_id, 0)
-        if orphan := self._orphans.pop(task_id, None):
-            orphan.tag = delivery.tag
-            orphan.properties = delivery.properties
-            return True
-        if lost := self._lost_ends.pop(task_id, None):
-            self.settler.add(delivery, lost[0])
-            return True
-        return False
-
-    def _end(self, delivery: Delivery, outcome: Outcome) -> None:
-        if delivery.tag is None:
-            self._lose_end(delivery, outcome)
-        else:
-            self.settler.add(delivery, outcome)
-
-    def _lose_end(self, delivery: Delivery, outcome: Outcome) -> None:
-        task_id = self._identify(delivery.properties)
-        if task_id is not None and not outcome.requeue:
-            self._orphans.pop(task_id, None)
-            self._lost_ends[task_id] = (outcome, time.monotonic())
-
-    def _crashed(self, delivery: Delivery, death: Death) -> None:
-        """The task took its process down: another child gets it at once, until it has done so too often."""
-        delivery.crashes += 1
+    def _revoke(self, delivery: Delivery) -> None:
+        """The task is not run, and that is its end."""
         message = self._message(delivery)
-        crashes = message.crashes + delivery.crashes
-        about = {"task_id": message.headers.get("id"), "task": message.headers.get("task"), "queue": delivery.queue}
-        if crashes < self._settings.max_crashes:
-            logger.warning("task_crashed", **about, crashes=crashes, died=str(death))
-            self._return([delivery])
-            return
-        detail = f"took down {crashes} processes; the last one: {death}"
-        logger.error("task_dead_lettered", **about, reason="crashed", detail=detail)
-        keep = self._settings.backend_url is not None
-        message = message.with_headers(tq_crashes=crashes)
-        self._end(delivery, dead_letter(delivery.queue, message, "crashed", detail, worker=self._worker, record_end=keep))
+        logger.warning(
+            "task_revoked", task_id=message.headers.get("id"), task=message.headers.get("task"), queue=delivery.queue
+        )
+        keep = self._results and not message.headers.get("ignore_result")
+        self._end(delivery, Outcome("revoked", record=record(message, "REVOKED", revoked("revoked")) if keep else None))
 
     def _message(self, delivery: Delivery) -> Message:
-        """The message, decoded: only for what must be dead-lettered or carry its crashes along."""
+        """The message, decoded: only for what must be published again."""
         try:
             return self._read(delivery.properties, delivery.body)
         except MessageError:

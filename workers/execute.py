@@ -7,61 +7,87 @@ stores nothing and acks nothing.
 from __future__ import annotations
 
 import math
+import os
+import socket
 import time
 import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any
-
-import msgspec
+from typing import Any, Protocol
 
 from taskq import log
-from taskq.attempt import Attempt, current
+from taskq.attempt import current
 from taskq.broker.interface import Decode, Delivery
 from taskq.config import Settings
-from taskq.errors import ArgumentRefused, MessageError
-from taskq.message import JSON, UNKNOWN_SINCE, Message, Publication, undecodable
-from taskq.serialization import decode, plain_result
+from taskq.errors import ArgumentRefused, Ignore, MessageError, Reject, Retry, SoftTimeLimitExceeded, Terminated
+from taskq.message import ALONE, RETURNS, SUSPECTED, UNKNOWN_SINCE, Message, Publication, undecodable
+from taskq.results.store import Record, Status
+from taskq.retry import RetryPolicy
+from taskq.serialization import plain_result
 from taskq.task import Task
-from taskq.workers.outcome import SUCCEEDED, Outcome, dead_letter, failure, record
+from taskq.workers.call import Call, read_arguments, read_call
+from taskq.workers.note import Terms
+from taskq.workers.outcome import SUCCEEDED, Outcome, again, dead_letter, failure, record, revoked, with_attempt
 
 #: An ETA this near counts as reached: clocks of different machines agree no better.
 ETA_TOLERANCE = 0.1
 #: What is due later than this is looked at again then, in seconds: brokers hold a message for some years at most.
 LONGEST_DELAY = 30 * 86_400.0
+#: After how many seconds a message that its task has rejected to the queue comes again.
+REJECT_DELAY = 1.0
 #: The longest text of a traceback that is kept, in characters.
 TRACEBACK_LIMIT = 65_536
 
 logger = log.get_logger("taskq.task")
 
 
-class Call(msgspec.Struct, frozen=True):
-    """What a message says, read but not yet believed: arguments are decoded later."""
+class Surroundings(Protocol):
+    """What the run of a task needs of the process that it runs in."""
 
-    attempt: Attempt
-    message: Message
-    ignore_result: bool
-    eta: float | None
-    expires: float | None
+    def may_begin(self, begun: Record) -> bool:
+        """Have it recorded that the task begins; False if it must not."""
+
+    def agree(self, terms: Terms) -> None:
+        """The task begins now, under these terms. From here on it may be interrupted."""
+
+    def release(self) -> bool:
+        """The task has ended and must not be interrupted any more; returns whether it was terminated."""
+
+
+class Alone:
+    """Surroundings without a supervisor: nobody enforces anything."""
+
+    def may_begin(self, begun: Record) -> bool:  # noqa: ARG002  # the protocol's signature
+        """It may."""
+        return True
+
+    def agree(self, terms: Terms) -> None:
+        """Nobody is told."""
+
+    def release(self) -> bool:
+        """Nobody terminates anything."""
+        return False
 
 
 class Executor:
     """Runs deliveries in this process, one at a time."""
 
     def __init__(self, tasks: Mapping[str, Task[..., Any]], settings: Settings, read: Decode, worker: str) -> None:
+        self.surroundings: Surroundings = Alone()
         self._tasks = tasks
         self._settings = settings
         self._read = read
         self._worker = worker
         self._results = settings.backend_url is not None
 
-    def __call__(self, delivery: Delivery) -> Outcome:
-        """Run the delivery's task, or say why not."""
+    def __call__(self, delivery: Delivery) -> Outcome | None:
+        """Run the delivery's task, or say why not; None if it must not even begin here."""
         message = undecodable(delivery.body)
         try:
             message = self._read(delivery.properties, delivery.body)
-            call = read_call(message, delivery)
+            task = self._tasks.get(str(message.headers.get("task")))
+            call = read_call(message, delivery, task.retry_policy if task is not None else RetryPolicy())
         except MessageError as error:
             return self._dead_letter(delivery.queue, message, "undecodable", str(error))
         now = time.time()
@@ -70,13 +96,25 @@ class Executor:
         if call.eta is not None and call.eta - now > ETA_TOLERANCE:
             logger.debug("task_delayed", task_id=call.attempt.id, task=call.attempt.task, seconds=round(call.eta - now, 3))
             return Outcome("delayed", (Publication(delivery.queue, message, min(call.eta - now, LONGEST_DELAY)),))
-        task = self._tasks.get(call.attempt.task)
         if task is None:
             return self._unknown(call, delivery.queue, now)
         try:
             args, kwargs = read_arguments(message)
         except MessageError as error:
             return self._dead_letter(delivery.queue, message, "undecodable", str(error))
+        return (self._run if task.acks_late else self._run_at_most_once)(task, call, args, kwargs)
+
+    def _run_at_most_once(self, task: Task[..., Any], call: Call, args: list[Any], kwargs: dict[str, Any]) -> Outcome | None:
+        """Have the beginning recorded first: whoever finds that record with a message that came back lets it be."""
+        attempt = call.attempt
+        if self._results:
+            about = {"pid": os.getpid(), "hostname": socket.gethostname(), "retries": attempt.retries}
+            begun = record(call.message, "STARTED", about)
+            if begun is None or not self.surroundings.may_begin(begun):
+                return None
+        elif call.may_have_begun:
+            detail = "its worker vanished, and without a result backend nobody knows whether it had begun"
+            return self._dead_letter(str(attempt.queue), call.message, "lost", detail)
         return self._run(task, call, args, kwargs)
 
     def _run(self, task: Task[..., Any], call: Call, args: list[Any], kwargs: dict[str, Any]) -> Outcome:
@@ -86,13 +124,15 @@ class Executor:
         started = time.perf_counter()
         try:
             logger.debug("task_started")
+            self.surroundings.agree(self._terms(task, call))
             value = task(*args, **kwargs)
-            keep = self._results and not call.ignore_result
-            end = record(attempt.id, "SUCCESS", plain_result(value), parent_id=attempt.parent_id) if keep else None
-        except BaseException as error:  # the border to the application: whatever it raises is the task's failure
+            self.surroundings.release()
+            end = self._end(task, call, "SUCCESS", plain_result(value))
+        except BaseException as error:  # noqa: BLE001  # the border to the application: whatever it raises is the task's failure
+            terminated = self.surroundings.release()
             error = error.with_traceback(_below_ours(error.__traceback__))
-            logger.error("task_failed", error=repr(error), seconds=round(time.perf_counter() - started, 6), exc_info=error)
-            return self._failed(call, error)
+            seconds = time.perf_counter() - started
+            return self._revoked(task, call) if terminated else self._raised(task, call, error, seconds)
         else:
             logger.info("task_succeeded", seconds=round(time.perf_counter() - started, 6))
             return SUCCEEDED if end is None else Outcome("succeeded", record=end)
@@ -100,19 +140,109 @@ class Executor:
             log.unbind_task()
             current.reset(token)
 
-    def _failed(self, call: Call, error: BaseException) -> Outcome:
-        if not self._results or call.ignore_result:
-            return Outcome("failed")
-        text = "".join(traceback.format_exception(error))[-TRACEBACK_LIMIT:]
-        described = failure(type(error).__qualname__, type(error).__module__, [_plain(arg) for arg in error.args])
-        return Outcome("failed", record=record(call.attempt.id, "FAILURE", described, text, call.attempt.parent_id))
+    def _terms(self, task: Task[..., Any], call: Call) -> Terms:
+        """The call's own limits go before the task's, and those before the worker's."""
+        settings, policy, retries = self._settings, task.retry_policy, call.attempt.retries
+        hard = call.time_limit or task.time_limit or settings.time_limit
+        soft = call.soft_time_limit or task.soft_time_limit or settings.soft_time_limit
+        now = time.monotonic()
+        again_after = policy.delay(retries) if hard and task.on_timeout == "retry" and policy.allows(retries) else -1.0
+        return Terms(
+            call.attempt.id,
+            now + soft if soft else 0.0,
+            now + hard if hard else 0.0,
+            again_after,
+            task.on_worker_lost == "fail",
+            not task.acks_late,
+        )
+
+    def _raised(self, task: Task[..., Any], call: Call, error: BaseException, seconds: float) -> Outcome:
+        """The task ended with an exception: what it asks for, or a retry, or its failure."""
+        attempt, queue = call.attempt, str(call.attempt.queue)
+        cause = error.exc if isinstance(error, Retry) and error.exc is not None else error
+        # It has ended without taking its worker down: whatever it was suspected of, it is cleared.
+        message = call.message.without(ALONE, RETURNS, SUSPECTED)
+        message = with_attempt(message, self._worker, time.time() - seconds, seconds, repr(cause))
+        if (asked := self._asked(task, call, error, message, seconds)) is not None:
+            return asked
+        delay = self._retry_delay(task, call, error)
+        if delay is not None:
+            logger.warning("task_retried", error=repr(cause), retries=attempt.retries + 1, retry_in=round(delay, 3))
+            eta = datetime.fromtimestamp(time.time() + delay, UTC).isoformat() if delay > 0 else None
+            copy = message.with_headers(retries=attempt.retries + 1, eta=eta)
+            return Outcome("retried", (Publication(queue, copy, delay),))
+        logger.error("task_failed", error=repr(cause), seconds=round(seconds, 6), exc_info=cause)
+        raised = error if cause.__traceback__ is None else cause
+        text = "".join(traceback.format_exception(raised))[-TRACEBACK_LIMIT:]
+        described = failure(type(cause).__qualname__, [_plain(arg) for arg in cause.args], type(cause).__module__)
+        end = self._end(task, call, "FAILURE", described, text, message)
+        if attempt.retries or isinstance(error, Retry) or self._wants_retry(task, error):
+            detail = f"{attempt.retries} retries, and then {cause!r}"
+            return self._dead_letter(queue, message, "retries exhausted", detail, end=end, text=text)
+        return Outcome("failed", record=end)
+
+    def _asked(
+        self, task: Task[..., Any], call: Call, error: BaseException, message: Message, seconds: float
+    ) -> Outcome | None:
+        """What the task says itself of how it ends; None where it just failed."""
+        queue = str(call.attempt.queue)
+        match error:
+            case Ignore():
+                logger.info("task_ignored", seconds=round(seconds, 6))
+                return Outcome("ignored", record=self._end(task, call, "IGNORED", None))
+            case Reject(requeue=True):
+                logger.warning("task_rejected", reason=str(error), requeue=True, seconds=round(seconds, 6))
+                return again("rejected", queue, message, delay=REJECT_DELAY)
+            case Reject():
+                return self._dead_letter(queue, message, "rejected", str(error) or "the task rejected it")
+            case Terminated():
+                return self._revoked(task, call)
+        return None
+
+    def _retry_delay(self, task: Task[..., Any], call: Call, error: BaseException) -> float | None:
+        """After how many seconds the task is tried again; None if it is not."""
+        policy, retries = task.retry_policy, call.attempt.retries
+        if isinstance(error, Retry):
+            if not policy.allows(retries, error.max_retries):
+                return None
+            delay = policy.delay(retries) if error.countdown is None else error.countdown
+        elif policy.allows(retries) and self._wants_retry(task, error):
+            delay = policy.delay(retries)
+        else:
+            return None
+        return min(delay, LONGEST_DELAY) if math.isfinite(delay) and delay > 0 else 0.0
+
+    def _wants_retry(self, task: Task[..., Any], error: BaseException) -> bool:
+        if isinstance(error, SoftTimeLimitExceeded) and task.on_timeout == "retry":
+            return True
+        try:
+            return task.retry_policy.wants(error)
+        except Exception as broken:  # retry_on is the application's; the task has failed with its own error all the same
+            logger.error("retry_on_failed", error=repr(broken), exc_info=broken)
+            return False
+
+    def _end(
+        self,
+        task: Task[..., Any],
+        call: Call,
+        status: Status,
+        result: Any,
+        text: str | None = None,
+        message: Message | None = None,
+    ) -> Record | None:
+        """The record of this end, where one is kept. A beginning that was recorded must find its end."""
+        if not self._results or (call.ignore_result and task.acks_late):
+            return None
+        return record(message or call.message, status, result, text, at_most_once=not task.acks_late)
+
+    def _revoked(self, task: Task[..., Any], call: Call) -> Outcome:
+        logger.warning("task_revoked", terminated=True)
+        return Outcome("revoked", record=self._end(task, call, "REVOKED", revoked("terminated")))
 
     def _expired(self, call: Call) -> Outcome:
         logger.warning("task_expired", task_id=call.attempt.id, task=call.attempt.task)
-        if not self._results or call.ignore_result:
-            return Outcome("revoked")
-        described = failure("TaskRevokedError", "celery.exceptions", ["expired"])
-        return Outcome("revoked", record=record(call.attempt.id, "REVOKED", described))
+        keep = self._results and not call.ignore_result
+        return Outcome("revoked", record=record(call.message, "REVOKED", revoked("expired")) if keep else None)
 
     def _unknown(self, call: Call, queue: str, now: float) -> Outcome:
         """Another worker may know the task, or the next deployment: give it back for a while, but neither drop it nor spin."""
@@ -126,47 +256,21 @@ class Executor:
         delay = min(5.0, max(0.2, ttl / 10), max(0.2, since + ttl - now))
         return Outcome("delayed", (Publication(queue, call.message.with_headers(tq_unknown_since=since), delay),))
 
-    def _dead_letter(self, queue: str, message: Message, reason: str, detail: str) -> Outcome:
+    def _dead_letter(
+        self,
+        queue: str,
+        message: Message,
+        reason: str,
+        detail: str,
+        *,
+        end: Record | None = None,
+        text: str | None = None,
+    ) -> Outcome:
         task_id, task = message.headers.get("id"), message.headers.get("task")
         logger.error("task_dead_lettered", task_id=task_id, task=task, queue=queue, reason=reason, detail=detail)
-        return dead_letter(queue, message, reason, detail, worker=self._worker, record_end=self._results)
-
-
-def read_call(message: Message, delivery: Delivery) -> Call:
-    """What the message's headers say; raises ``MessageError`` where they are not Celery's protocol 2."""
-    headers = message.headers
-    task_id, task = headers.get("id"), headers.get("task")
-    if not isinstance(task_id, str) or not isinstance(task, str):
-        raise MessageError("the headers 'id' and 'task' are missing: this is no message of Celery's protocol 2")
-    attempt = Attempt(
-        id=task_id,
-        task=task,
-        queue=delivery.queue,
-        retries=_retries(headers),
-        crashes=message.crashes + delivery.crashes,
-        redelivered=delivery.redelivered,
-        root_id=headers.get("root_id"),
-        parent_id=headers.get("parent_id"),
-        headers=headers,
-    )
-    return Call(
-        attempt, message, bool(headers.get("ignore_result")), _moment(headers.get("eta")), _moment(headers.get("expires"))
-    )
-
-
-def read_arguments(message: Message) -> tuple[list[Any], dict[str, Any]]:
-    """The arguments of the call; raises ``MessageError`` where they cannot be had, running no code."""
-    if message.content_type != JSON:
-        raise MessageError(f"the content type is {message.content_type!r}; taskq reads {JSON!r} only")
-    if compression := message.headers.get("compression"):
-        raise MessageError(f"the body is compressed ({compression}), which this version of taskq does not read")
-    match decode(message.body, message.content_encoding):
-        case [list() as args, dict() as kwargs, dict() as embed]:
-            # Running the task but not what was to follow would be a silent drop.
-            if follow := sorted(name for name in ("callbacks", "errbacks", "chain", "chord") if embed.get(name)):
-                raise MessageError(f"the message asks for {', '.join(follow)}, which this version of taskq does not run")
-            return args, kwargs
-    raise MessageError("the body is not [args, kwargs, embed]")
+        if end is None and self._results:
+            end = record(message, "FAILURE", failure("DeadLettered", [f"{reason}: {detail}"]))
+        return dead_letter(queue, message, reason, detail, worker=self._worker, end=end, traceback=text)
 
 
 def _below_ours(trace: TracebackType | None) -> TracebackType | None:
@@ -174,22 +278,6 @@ def _below_ours(trace: TracebackType | None) -> TracebackType | None:
     while trace is not None and trace.tb_frame.f_globals.get("__name__") in (__name__, Task.__module__):
         trace = trace.tb_next
     return trace
-
-
-def _retries(headers: Mapping[str, Any]) -> int:
-    value = headers.get("retries")
-    return value if isinstance(value, int) and value > 0 else 0
-
-
-def _moment(value: Any) -> float | None:
-    """Seconds since the epoch out of an ISO 8601 text; a moment without a zone is UTC, as in Celery."""
-    if value is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(value)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    except (TypeError, ValueError, OverflowError):
-        raise MessageError(f"{value!r} is no ISO 8601 moment") from None
 
 
 def _plain(value: Any) -> Any:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from taskq.workers import blackbox
 from taskq.workers.zygote import START, Report
 
 _CHUNK = 65_536
@@ -18,22 +19,33 @@ _CHUNK = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """How a process ended: by a signal or with an exit code; ``peak_memory`` is the most it had, in bytes, 0 if unknown."""
+    """How a process ended: by a signal or with an exit code, and in which circumstances, if that is known.
+
+    ``peak_memory`` is the most it had, in bytes, 0 if unknown.
+    """
 
     signal: int = 0
     exit_code: int = 0
     peak_memory: int = 0
+    circumstances: str = ""
 
     @classmethod
-    def from_status(cls, status: int, peak_memory: int) -> Death:
+    def from_status(cls, status: int, peak_memory: int, circumstances: str = "") -> Death:
         """Out of what ``os.waitpid`` says."""
         code = os.waitstatus_to_exitcode(status)
-        return cls(-code, 0, peak_memory) if code < 0 else cls(0, code, peak_memory)
+        return cls(max(-code, 0), max(code, 0), peak_memory, circumstances)
+
+    @property
+    def signal_name(self) -> str:
+        """The signal's name, such as SIGKILL; empty where there was none."""
+        if not self.signal:
+            return ""
+        return signal.Signals(self.signal).name if self.signal in _SIGNALS else f"signal {self.signal}"
 
     def __str__(self) -> str:
-        how = signal.Signals(self.signal).name if self.signal in _SIGNALS else f"signal {self.signal}"
         memory = f", {self.peak_memory / 2**20:.0f} MiB at its peak" if self.peak_memory else ""
-        return f"{how if self.signal else f'exit code {self.exit_code}'}{memory}"
+        circumstances = f", {self.circumstances}" if self.circumstances else ""
+        return f"{self.signal_name or f'exit code {self.exit_code}'}{memory}{circumstances}"
 
 
 _SIGNALS = frozenset(map(int, signal.Signals))
@@ -67,13 +79,22 @@ class Launcher:
         *lines, self._buffer = (self._buffer + chunk).split(b"\n")
         return [self._decoder.decode(line) for line in lines]
 
-    def start_child(self, index: int) -> socket.socket:
-        """Ask for a child; returns the supervisor's end of its pipe. Raises ``OSError`` where the zygote is gone."""
+    def start_child(self, index: int) -> tuple[socket.socket, int]:
+        """Ask for a child; returns the supervisor's end of its pipe, and its black box.
+
+        Raises ``OSError`` where the zygote is gone.
+        """
+        box = blackbox.create()
         mine, theirs = socket.socketpair()
+        mine.setblocking(False)
         with theirs:
-            mine.setblocking(False)
-            socket.send_fds(self.control, [START.pack(index)], [theirs.fileno()])
-        return mine
+            try:
+                socket.send_fds(self.control, [START.pack(index)], [theirs.fileno(), box])
+            except OSError:
+                mine.close()
+                os.close(box)
+                raise
+        return mine, box
 
     def close(self, timeout: float) -> None:
         """Have the zygote end, at the latest after ``timeout`` seconds."""

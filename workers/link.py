@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from taskq import log
 from taskq.broker.interface import Consumer
 from taskq.config import masked
-from taskq.errors import BrokerUnreachable, ConnectionLost, TaskqError
+from taskq.errors import BrokerUnreachable, ConnectionLost, DatabaseError, TaskqError
 
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 5.0
@@ -49,7 +49,10 @@ class Link:
             consumer = self._open()
             try:
                 consumer.connect(CONNECT_TIMEOUT)
-            except (BrokerUnreachable, ConnectionLost) as error:
+            except (BrokerUnreachable, ConnectionLost, DatabaseError) as error:
+                if isinstance(error, DatabaseError) and not error.passing:
+                    self._arrive(error)
+                    return
                 if tries == 1:
                     logger.warning("broker_unreachable", broker=self._url, error=str(error), retry="with back-off")
                 self._closed.wait(delay * random.uniform(0.8, 1.2))

@@ -1,4 +1,8 @@
-"""An outcome: what became of a delivery, as a value. ``settle`` carries it out; nothing else does."""
+"""An outcome: what became of a delivery, as a value. ``settle`` carries it out; nothing else does.
+
+There is one way for a message to live on: a copy is published, and the message is acked once the copy is confirmed. So a retry,
+a message that is given back and a dead letter are all settled as a success is.
+"""
 
 from __future__ import annotations
 
@@ -7,36 +11,70 @@ from typing import Any, Literal
 
 import msgspec
 
-from taskq.message import Message, Publication, dead_letter_queue
+from taskq.message import (
+    ALONE,
+    DEAD_AT,
+    DEAD_DETAIL,
+    DEAD_FIRST,
+    DEAD_QUEUE,
+    DEAD_REASON,
+    DEAD_SIGNAL,
+    DEAD_TRACEBACK,
+    DEAD_WORKER,
+    DELIVERIES,
+    HISTORY,
+    Message,
+    Publication,
+    dead_letter_queue,
+)
 from taskq.results.store import Record, Status
 
-#: A dead letter says why in these headers, beside the headers that the message had.
-DEAD_REASON, DEAD_DETAIL, DEAD_QUEUE, DEAD_AT, DEAD_WORKER = (
-    "tq-dead-reason",
-    "tq-dead-detail",
-    "tq-dead-queue",
-    "tq-dead-at",
-    "tq-dead-worker",
-)
+#: How many attempts a message remembers, the latest.
+LONGEST_HISTORY = 20
+#: How much of a traceback a dead letter's headers hold, in characters: they have to fit into one frame of AMQP.
+LONGEST_TRACEBACK = 16_384
+LONGEST_DETAIL = 2_000
+#: Stands in the record of a task that has ended and runs at most once.
+AT_MOST_ONCE = "at_most_once"
 
-Event = Literal["succeeded", "failed", "revoked", "delayed", "dead-lettered", "given back"]
+Event = Literal[
+    "succeeded",
+    "failed",
+    "retried",
+    "rejected",
+    "ignored",
+    "revoked",
+    "delayed",
+    "dead-lettered",
+    "crashed",
+    "given back",
+    "begun",
+]
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
-    """What became of a delivery: what to publish next, what to record, and then whether to ack it or to give it back."""
+    """What became of a delivery: what to publish next and what to record, before it is acked."""
 
     event: Event
     publish: tuple[Publication, ...] = ()
     record: Record | None = None
-    requeue: bool = False
 
 
 SUCCEEDED = Outcome("succeeded")
-GIVEN_BACK = Outcome("given back", requeue=True)
 
 
-def record(task_id: str, status: Status, result: Any, traceback: str | None = None, parent_id: str | None = None) -> Record:
-    """The end of a task in Celery's result format; ``result`` must be plain JSON values already."""
+def record(
+    message: Message, status: Status, result: Any, traceback: str | None = None, *, at_most_once: bool = False
+) -> Record | None:
+    """What is kept of a task in Celery's result format; ``result`` must be plain JSON values already.
+
+    None for a message that has no id to keep it under. ``at_most_once`` notes that the task must not run again, whatever
+    becomes of its message.
+    """
+    headers = message.headers
+    task_id = headers.get("id") or message.correlation_id
+    if not isinstance(task_id, str):
+        return None
     meta = {
         "status": status,
         "result": result,
@@ -44,30 +82,70 @@ def record(task_id: str, status: Status, result: Any, traceback: str | None = No
         "children": [],
         "date_done": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
         "task_id": task_id,
-        "parent_id": parent_id,
+        "parent_id": headers.get("parent_id"),
     }
+    if history := past(message):
+        meta["attempts"] = history
+    if at_most_once:
+        meta[AT_MOST_ONCE] = True
     return Record(task_id, status, msgspec.json.encode(meta))
 
 
-def failure(exc_type: str, exc_module: str, args: list[Any]) -> dict[str, Any]:
+def failure(exc_type: str, args: list[Any], exc_module: str = "taskq.errors") -> dict[str, Any]:
     """An exception as Celery's results describe it."""
     return {"exc_type": exc_type, "exc_message": args, "exc_module": exc_module}
 
 
-def dead_letter(queue: str, message: Message, reason: str, detail: str, *, worker: str, record_end: bool) -> Outcome:
-    """The message goes to the queue's dead letters, with the reason, and its task ends as failed."""
+def revoked(why: str) -> dict[str, Any]:
+    """What Celery records of a task that was revoked, or has expired."""
+    return failure("TaskRevokedError", [why], "celery.exceptions")
+
+
+def past(message: Message) -> list[dict[str, Any]]:
+    """The attempts that the message remembers, oldest first."""
+    history = message.headers.get(HISTORY)
+    return list(history) if isinstance(history, list) else []
+
+
+def with_attempt(message: Message, worker: str, started: float, seconds: float, ended: str) -> Message:
+    """A copy that remembers this attempt too; ``started`` is in epoch seconds."""
+    attempt = {"worker": worker, "started": started, "seconds": round(seconds, 6), "ended": ended[:LONGEST_DETAIL]}
+    return message.with_headers(**{HISTORY: [*past(message), attempt][-LONGEST_HISTORY:]})
+
+
+def again(event: Event, queue: str, message: Message, *, delay: float = 0.0, first: bool = False, **headers: Any) -> Outcome:
+    """The message goes back to its queue with these headers; what it says of its crashes and attempts goes along."""
+    copy = message.with_headers(**{DELIVERIES: message.count(DELIVERIES) + 1}, **headers)
+    return Outcome(event, (Publication(queue, copy, delay, first),))
+
+
+def dead_letter(
+    queue: str,
+    message: Message,
+    reason: str,
+    detail: str,
+    *,
+    worker: str,
+    end: Record | None,
+    traceback: str | None = None,
+    signal: str | None = None,
+) -> Outcome:
+    """The message goes to the queue's dead letters with the reason, and its task ends with ``end``, or unrecorded."""
+    now = time.time()
+    attempts = past(message)
     headers = {
         DEAD_REASON: reason,
-        DEAD_DETAIL: detail,
+        DEAD_DETAIL: detail[:LONGEST_DETAIL],
         DEAD_QUEUE: queue,
-        DEAD_AT: time.time(),
+        DEAD_AT: now,
+        DEAD_FIRST: attempts[0].get("started", now) if attempts and isinstance(attempts[0], dict) else now,
         DEAD_WORKER: worker,
+        DEAD_TRACEBACK: traceback and traceback[-LONGEST_TRACEBACK:],
+        DEAD_SIGNAL: signal,
     }
+    kept = {name: value for name, value in message.headers.items() if name != ALONE}
     # Priority and delay belong to the queue it came from; a dead-letter queue has neither.
-    letter = msgspec.structs.replace(message, headers={**message.headers, **headers}, priority=None)
-    task_id = message.headers.get("id") or message.correlation_id
-    end = None
-    if record_end and isinstance(task_id, str):
-        described = failure("DeadLettered", "taskq.errors", [f"{reason}: {detail}"])
-        end = record(task_id, "FAILURE", described)
+    letter = msgspec.structs.replace(
+        message, headers={**kept, **{name: value for name, value in headers.items() if value is not None}}, priority=None
+    )
     return Outcome("dead-lettered", (Publication(dead_letter_queue(queue), letter),), end)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 AHEAD = 0.05
 STUCK = 0.1
+#: Up to which size each change of the window matters.
+SMALL = 16
 _WEIGHT = 0.05
 
 
@@ -29,5 +31,9 @@ class Pace:
 
 
 def worth_a_change(current: int, wanted: int) -> bool:
-    """Whether the broker should be told of a new window: a change costs a round trip, so small ones wait."""
-    return wanted != current and (wanted == 0 or current == 0 or wanted >= 2 * current or 2 * wanted <= current)
+    """Whether the broker should be told of a new window: a change costs something, so small ones wait.
+
+    Not where tasks are long and the window is small: one delivery too many would wait for a slot that another worker has.
+    """
+    small = wanted < current <= SMALL
+    return wanted != current and (small or wanted == 0 or current == 0 or wanted >= 2 * current or 2 * wanted <= current)

@@ -1,13 +1,15 @@
 """The pipe between the supervisor and a child: frames of bytes, both ways.
 
-To the child: a delivery, undecoded. To the supervisor: that the child is ready, that it skipped a recalled delivery, or an
-outcome. A frame is whole or not there: what a dying child wrote halfway is as if never written.
+To the child: a delivery, undecoded, or the answer to a question. To the supervisor: that the child is ready, that it skipped a
+recalled delivery, that it asks leave to begin a task which may begin only once, or an outcome. A frame is whole or not there:
+what a dying child wrote halfway is as if never written.
 """
 
 from __future__ import annotations
 
 import socket
 import struct
+from collections import deque
 from collections.abc import Iterator
 
 import msgspec
@@ -15,11 +17,12 @@ import msgspec
 from taskq.broker.interface import Delivery
 from taskq.workers.outcome import SUCCEEDED, Outcome
 
-#: number, crashes, redelivered, then the lengths of the queue's name, the properties and the body.
-_DELIVERY = struct.Struct("<QH?HII")
+#: number, kind, redelivered, then the lengths of the queue's name, the properties and the body.
+_INWARD = struct.Struct("<QB?HII")
+_DELIVERY, _GRANTED, _DENIED = range(3)
 #: number, kind, microseconds that the task ran, length of the encoded outcome.
 _REPORT = struct.Struct("<QBII")
-READY, SKIPPED, DONE, OUTCOME = range(4)
+READY, SKIPPED, DONE, OUTCOME, ASKED = range(5)
 _CHUNK = 1 << 18
 
 _encoder = msgspec.msgpack.Encoder()
@@ -30,36 +33,59 @@ def pack_delivery(number: int, delivery: Delivery) -> bytes:
     """A delivery as a frame for the child."""
     queue = delivery.queue.encode()
     properties, body = delivery.properties, delivery.body
-    head = _DELIVERY.pack(number, delivery.crashes, delivery.redelivered, len(queue), len(properties), len(body))
+    head = _INWARD.pack(number, _DELIVERY, delivery.redelivered, len(queue), len(properties), len(body))
     return b"".join((head, queue, properties, body))
 
 
-def deliveries(pipe: socket.socket) -> Iterator[tuple[int, Delivery]]:
-    """The deliveries that arrive, with their numbers, until the supervisor closes the pipe."""
-    buffer, position = b"", 0
-    head = _DELIVERY.size
-    while True:
-        end = position + head
-        if len(buffer) >= end:
-            number, crashes, redelivered, queue_size, properties_size, body_size = _DELIVERY.unpack_from(buffer, position)
-            middle = end + queue_size
-            last = middle + properties_size + body_size
-            if len(buffer) >= last:
-                delivery = Delivery(
-                    buffer[end:middle].decode(),
-                    None,
-                    buffer[middle : middle + properties_size],
-                    buffer[middle + properties_size : last],
-                    redelivered,
-                )
-                delivery.crashes = crashes
-                position = last
-                yield number, delivery
-                continue
-        chunk = pipe.recv(_CHUNK)
-        if not chunk:
-            return
-        buffer, position = buffer[position:] + chunk, 0
+def pack_answer(number: int, granted: bool) -> bytes:
+    """The answer to a child that asked leave to begin this delivery."""
+    return _INWARD.pack(number, _GRANTED if granted else _DENIED, False, 0, 0, 0)
+
+
+class Inbox:
+    """The child's end: the deliveries that arrive, with their numbers, until the supervisor closes the pipe."""
+
+    def __init__(self, pipe: socket.socket) -> None:
+        self._pipe = pipe
+        self._buffer = b""
+        self._position = 0
+        self._waiting: deque[tuple[int, Delivery]] = deque()
+        self._answers: dict[int, bool] = {}
+
+    def __iter__(self) -> Iterator[tuple[int, Delivery]]:
+        while self._waiting or self._read():
+            if self._waiting:
+                yield self._waiting.popleft()
+
+    def answer(self, number: int) -> bool:
+        """Wait for the answer to the question about this delivery; deliveries that come meanwhile are kept."""
+        while number not in self._answers:
+            if not self._read():
+                return False
+        return self._answers.pop(number)
+
+    def _read(self) -> bool:
+        """One frame more; False at the end of the pipe."""
+        head = _INWARD.size
+        while True:
+            buffer, end = self._buffer, self._position + head
+            if len(buffer) >= end:
+                number, kind, redelivered, queue_size, properties_size, body_size = _INWARD.unpack_from(buffer, self._position)
+                middle = end + queue_size
+                last = middle + properties_size + body_size
+                if len(buffer) >= last:
+                    self._position = last
+                    if kind == _DELIVERY:
+                        queue, properties = buffer[end:middle].decode(), buffer[middle : middle + properties_size]
+                        body = buffer[middle + properties_size : last]
+                        self._waiting.append((number, Delivery(queue, None, properties, body, redelivered)))
+                    else:
+                        self._answers[number] = kind == _GRANTED
+                    return True
+            chunk = self._pipe.recv(_CHUNK)
+            if not chunk:
+                return False
+            self._buffer, self._position = buffer[self._position :] + chunk, 0
 
 
 def pack_report(number: int, kind: int, microseconds: int = 0, outcome: Outcome = SUCCEEDED) -> bytes:
@@ -67,7 +93,7 @@ def pack_report(number: int, kind: int, microseconds: int = 0, outcome: Outcome 
     if outcome is SUCCEEDED:
         return _REPORT.pack(number, kind, microseconds, 0)
     payload = _encoder.encode(outcome)
-    return _REPORT.pack(number, OUTCOME, microseconds, len(payload)) + payload
+    return _REPORT.pack(number, OUTCOME if kind == DONE else kind, microseconds, len(payload)) + payload
 
 
 def unpack_reports(buffer: bytes) -> tuple[list[tuple[int, int, int, Outcome]], bytes]:

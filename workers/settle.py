@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterable
 
 from taskq.broker.interface import Consumer, Delivery, Receipt
 from taskq.errors import BrokerError, ConnectionLost
@@ -20,13 +21,17 @@ CONFIRM_SECONDS = 30.0
 
 
 class Settlement:
-    """An outcome on its way to take effect. ``published_at`` is when its follow-ups went out, in monotonic seconds."""
+    """An outcome on its way to take effect. ``published_at`` is when its follow-ups went out, in monotonic seconds.
 
-    __slots__ = ("delivery", "outcome", "published_at", "receipt")
+    With ``then``, the outcome is a beginning: the message stays unacked, and the record stored is told by ``then(True)``.
+    """
 
-    def __init__(self, delivery: Delivery, outcome: Outcome) -> None:
+    __slots__ = ("delivery", "outcome", "published_at", "receipt", "then")
+
+    def __init__(self, delivery: Delivery, outcome: Outcome, then: Callable[[bool], None] | None = None) -> None:
         self.delivery = delivery
         self.outcome = outcome
+        self.then = then
         self.receipt: Receipt | None = None
         self.published_at = 0.0
 
@@ -38,9 +43,9 @@ class Settler:
         self.store = store
         self.settlements: list[Settlement] = []
 
-    def add(self, delivery: Delivery, outcome: Outcome) -> None:
+    def add(self, delivery: Delivery, outcome: Outcome, then: Callable[[bool], None] | None = None) -> None:
         """The delivery has come to this end; ``settle`` makes it so."""
-        self.settlements.append(Settlement(delivery, outcome))
+        self.settlements.append(Settlement(delivery, outcome, then))
 
     def settle(self, consumer: Consumer) -> None:
         """One pass over what waits. Whatever fails stays here, its message unacked, and is tried again by the next pass.
@@ -60,16 +65,19 @@ class Settler:
                 if self.store is not None and (records := [s.outcome.record for s in done if s.outcome.record is not None]):
                     self.store.store(records)
                 for settlement in done:
-                    if settlement.outcome.requeue:
-                        consumer.requeue(settlement.delivery)
-                    else:
+                    if settlement.then is None:
                         consumer.ack(settlement.delivery)
         except Exception as error:
-            # What was rolled back, or went out on a connection that broke, has to be published again.
-            for settlement in self.settlements if isinstance(error, ConnectionLost) else published:
+            # What was rolled back, or went out on a connection that broke, has to be published again. Where the broker is
+            # another than the database that failed, what went out stays out.
+            transactional = consumer.database is not None
+            for settlement in self.settlements if isinstance(error, ConnectionLost) else published if transactional else ():
                 settlement.receipt = None
             raise
         self._remove(done)
+        for settlement in done:
+            if settlement.then is not None:
+                settlement.then(True)
         if refusals:
             raise refusals[0]
 
@@ -82,6 +90,11 @@ class Settler:
         oldest = min((s.published_at for s in self.settlements if s.receipt is not None), default=math.inf)
         if time.monotonic() - oldest > CONFIRM_SECONDS:
             raise ConnectionLost(f"a follow-up message was not confirmed within {CONFIRM_SECONDS:g} s")
+
+    def forget_beginnings(self, deliveries: Iterable[Delivery]) -> None:
+        """Whoever wanted to begin these is dead."""
+        tags = {id(delivery) for delivery in deliveries}
+        self.settlements = [s for s in self.settlements if s.then is None or id(s.delivery) not in tags]
 
     def drop_lost(self) -> list[Settlement]:
         """The connection broke: its deliveries cannot be acked any more. Returns what had not taken effect."""

@@ -8,9 +8,12 @@ import signal
 import socket
 
 from taskq.broker.interface import Delivery
+from taskq.workers import blackbox
+from taskq.workers.crashes import Condemned
 from taskq.workers.note import Note
 from taskq.workers.outcome import Outcome
-from taskq.workers.pipe import pack_delivery, unpack_reports
+from taskq.workers.pipe import pack_answer, pack_delivery, unpack_reports
+from taskq.workers.signals import DUMP_SIGNAL, SOFT_SIGNAL
 
 _CHUNK = 1 << 18
 
@@ -22,31 +25,52 @@ class Slot:
         self.index = index
         self.note = note
         self.pipe: socket.socket | None = None
+        self.box: int | None = None
         self.process_id: int | None = None
+        self.stopped_at: float | None = None
         self.ready = False
         self.stuck = False
         self.blocked = False
         self.ended = False
+        self.has_served = False
+        self.worn = False
+        self.condemned: Condemned | None = None
+        self.interrupted = 0
         self.pending: dict[int, Delivery] = {}
         self.finished = 0
         self.failed_starts = 0
+        self._recalled = 0
         self._inbound = b""
         self._outbound: list[bytes] = []
 
-    def open(self, pipe: socket.socket) -> None:
-        """A child was asked for; it reads from the other end of this pipe."""
+    def open(self, pipe: socket.socket, box: int) -> None:
+        """A child was asked for; it reads from the other end of this pipe and has this black box."""
         self.note.clear()
         self.pipe = pipe
+        self.box = box
         self.process_id = None
-        self.ready = self.stuck = self.blocked = self.ended = False
+        self.stopped_at = None
+        self.ready = self.stuck = self.blocked = self.ended = self.worn = False
+        self.condemned = None
+        self.interrupted = 0
         self.finished = 0
+        self._recalled = 0
         self._inbound = b""
         self._outbound = []
+
+    @property
+    def serving(self) -> bool:
+        """Whether there is a child, or one that served is being replaced, which takes a moment."""
+        return self.ready or (self.has_served and not self.failed_starts)
 
     def give(self, number: int, delivery: Delivery) -> None:
         """Queue the delivery for the child; ``flush`` sends it."""
         self.pending[number] = delivery
         self._outbound.append(pack_delivery(number, delivery))
+
+    def answer(self, number: int, granted: bool) -> None:
+        """Queue the answer to a child that asked leave to begin this delivery."""
+        self._outbound.append(pack_answer(number, granted))
 
     def flush(self) -> bool:
         """Send what the pipe takes; False while something is left for later."""
@@ -87,26 +111,60 @@ class Slot:
         number = self.note.number
         return number if number in self.pending else 0
 
-    def recall(self) -> None:
-        """Have the child start nothing more of what it was given; ``take_back`` a few milliseconds later collects it."""
-        last = next(reversed(self.pending), 0)
-        self.note.recall(self.note.number, last)
+    def recall(self) -> bool:
+        """Have the child start nothing more of what it was given; False if that was said already.
 
-    def take_back(self) -> list[Delivery]:
-        """The recalled deliveries, oldest first. One that the child had just begun is reported by it, as skipped or as run."""
-        keep = self.note.number
-        taken = [number for number in self.pending if number != keep]
+        ``take_back`` a few milliseconds later collects it.
+        """
+        last = next(reversed(self.pending), 0)
+        if last <= self._recalled:
+            return False
+        self._recalled = last
+        self.note.recall(last)
+        return True
+
+    def take_back(self, running: int) -> list[Delivery]:
+        """The recalled deliveries, oldest first, but for the ``running`` one, which the child reports, as skipped or as run.
+
+        What was given since the recall stays with the child, which may have begun it.
+        """
+        taken = [number for number in self.pending if number <= self._recalled and number != running]
         return [self.pending.pop(number) for number in taken]
+
+    def interrupt(self, number: int, why: int) -> None:
+        """Have the child raise an exception in the middle of this delivery's task, for this reason of ``note``'s."""
+        self.interrupted = number
+        self.note.interrupt_for(why)
+        self.signal(SOFT_SIGNAL)
 
     def kill(self) -> None:
         """SIGKILL the child, if there is one."""
+        self.signal(signal.SIGKILL)
+
+    def signal(self, number: int) -> None:
+        """Send the child a signal, if there is one."""
         if self.process_id is not None:
             with contextlib.suppress(ProcessLookupError):  # its exit is reported already, or about to be
-                os.kill(self.process_id, signal.SIGKILL)
+                os.kill(self.process_id, number)
+
+    def worn_out(self, most_tasks: int) -> bool:
+        """Whether the child has run as many tasks as it may; 0: there is no end of them."""
+        return 0 < most_tasks <= self.finished
+
+    def dump(self) -> None:
+        """Have the child write into its black box where it stands; it takes some milliseconds."""
+        self.signal(DUMP_SIGNAL)
+
+    def black_box(self) -> str:
+        """What the child, dead or alive, has written into its black box; empty when there is none any more."""
+        return "" if self.box is None else blackbox.read(self.box)
 
     def hang_up(self) -> None:
-        """Close the pipe: a child between tasks ends by itself."""
+        """Close the pipe, so that a child between tasks ends by itself, and the black box."""
         if self.pipe is not None:
             self.pipe.close()
             self.pipe = None
+        if self.box is not None:
+            os.close(self.box)
+            self.box = None
         self.ready = False

@@ -10,35 +10,33 @@ It imports no application code and never forks, so nothing that a task does can 
 
 from __future__ import annotations
 
-import contextlib
-import os
 import select
 import selectors
 import signal
-import socket
 import time
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
 from taskq import broker, log
 from taskq.broker.interface import Consumer
 from taskq.config import Settings, masked
-from taskq.errors import BrokerError, ConfigurationError, ConnectionLost, TaskqError
+from taskq.control import Control
+from taskq.errors import BrokerError, ConnectionLost, DatabaseError, TaskqError
 from taskq.results import open_store
 from taskq.workers import note
 from taskq.workers.children import Children
+from taskq.workers.crashes import Blame
 from taskq.workers.custody import Custody
 from taskq.workers.launcher import Death, Launcher
+from taskq.workers.limits import Limits
 from taskq.workers.link import Link
+from taskq.workers.obituary import Register
 from taskq.workers.pace import worth_a_change
 from taskq.workers.settle import Settler
 from taskq.workers.slot import Slot
-from taskq.workers.zygote import Failed, Ready
+from taskq.workers.wakeup import Signals
+from taskq.workers.watchdog import Watchdog
 
-#: The most children that one worker may have: its notes are laid out once.
-MOST_CHILDREN = 1024
 #: How long the loop pauses while all children have enough to do, in seconds.
 PAUSE = 0.001
 #: How long after a failed settling the next one is tried, in seconds.
@@ -53,37 +51,20 @@ EXPIRE_EVERY = 60.0
 logger = log.get_logger("taskq.supervisor")
 
 
-class Signals:
-    """SIGTERM and SIGINT as data: the handlers only note them, the loop acts on them."""
-
-    def __init__(self) -> None:
-        self.received: list[int] = []
-        self.wake, self.waker = socket.socketpair()
-        for end in (self.wake, self.waker):
-            end.setblocking(False)
-        signal.set_wakeup_fd(self.waker.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda number, _: self.received.append(number))
-
-    def wake_loop(self) -> None:
-        """Have the loop look, from another thread."""
-        with contextlib.suppress(BlockingIOError):  # full means that the loop has yet to look anyway
-            self.waker.send(b".")
-
-
 class Supervisor:
     """A worker's parent process, from the imported application to the exit."""
 
-    def __init__(self, settings: Settings, queues: tuple[str, ...], worker: str, notes: int, signals: Signals) -> None:
+    def __init__(self, settings: Settings, queues: tuple[str, ...], worker: str, register: Register, signals: Signals) -> None:
         self.settings = settings
         self.queues = queues
         self.worker = worker
         self.selector = selectors.DefaultSelector()
-        self.slots = [Slot(index, note.Note(notes, index)) for index in range(settings.concurrency)]
+        self.slots = [Slot(index, note.Note(register.descriptor, index)) for index in range(settings.concurrency)]
         self.settler = Settler(None)
         self.custody = Custody(
-            self.slots, self.settler, settings, broker.decoder(settings), broker.identifier(settings), worker
+            self.slots, self.settler, settings, broker.decoder(settings), broker.identifier(settings), worker, register.begun
         )
+        self.limits = Limits(self.slots, settings)
         self.consumer: Consumer | None = None
         self.fatal: TaskqError | None = None
         self.window = 0
@@ -93,6 +74,7 @@ class Supervisor:
         self.kill_at: float | None = None
         self.signals = signals
         self.watch(signals.wake, self.woken)
+        self.watchdog = Watchdog(settings, broker.open_session, queues, signals.wake_loop, time.monotonic())
         self.link = Link(lambda: broker.open_consumer(settings, queues), settings.broker, signals.wake_loop)
 
     def watch(self, what: Any, act: Callable[[], None]) -> None:
@@ -123,7 +105,10 @@ class Supervisor:
 
     def turn(self, now: float) -> float:
         """Everything that is due; returns in how many seconds at the latest the next turn is."""
-        times = [self.children.start_missing(now), self.custody.relieve(now)]
+        for slot in self.slots:
+            if slot.worn and not slot.pending:
+                self.children.retire(slot, now)
+        times = [self.children.start_missing(now), self.limits.enforce(now), self.custody.relieve(now)]
         if self.consumer is not None:
             try:
                 times.append(self.exchange(self.consumer, now))
@@ -151,8 +136,12 @@ class Supervisor:
             self.window = window
             consumer.set_window(window)
         try:
-            self.custody.take(consumer.receive())
+            arrived = consumer.receive()
+            self.custody.take(arrived)
+            if controls := consumer.controls():
+                self.obey(consumer, controls, now)
             tick_at = now + consumer.tick()
+            self.watch_for_deafness(len(arrived), now)
         except ConnectionLost:
             raise
         except BrokerError as error:
@@ -160,7 +149,29 @@ class Supervisor:
             return now + SETTLE_AGAIN
         # Receiving may have brought the confirmations that a settlement waits for.
         self.settle(consumer, now)
-        return min(tick_at, self.settle_at) if self.settling_failed else tick_at
+        times = [tick_at, self.settle_at if self.settling_failed else None, self.watchdog.due]
+        return min(when for when in times if when is not None)
+
+    def watch_for_deafness(self, delivered: int, now: float) -> None:
+        """Where messages wait and slots are free, and nothing comes: connect anew, and if that does not help, give up."""
+        match self.watchdog.observe(now, free_slots=self.custody.idle and not self.stopping, delivered=delivered):
+            case "reconnect":
+                raise ConnectionLost("messages wait, slots are free, and nothing is delivered")
+            case "give up":
+                self.fatal = ConnectionLost(
+                    f"{masked(self.settings.broker)} delivers nothing although messages wait and slots are free, not even on "
+                    "new connections; the worker ends, so that whoever watches over it starts another one"
+                )
+
+    def obey(self, consumer: Consumer, controls: list[Control], now: float) -> None:
+        """Operators have said something."""
+        paused = self.custody.orders.paused
+        self.limits.terminate(self.custody.obey(controls), now)
+        now_paused = self.custody.orders.paused
+        if now_paused != paused:
+            consumer.set_paused(now_paused)
+            self.watchdog.queues = frozenset(self.queues) - now_paused
+            logger.info("queues_paused", queues=sorted(now_paused & set(self.queues)))
 
     def settle(self, consumer: Consumer, now: float) -> None:
         """Let what has ended take effect; after a failure, again in a while."""
@@ -170,7 +181,7 @@ class Supervisor:
             if now >= self.expire_at and self.settler.store is not None:
                 self.expire_at = now + EXPIRE_EVERY
                 self.settler.store.expire()
-                self.custody.forget_lost_ends(now)
+                self.custody.limbo.forget_old(now)
             if self.settler.settlements:
                 self.settler.settle(consumer)
                 self.settling_failed = False
@@ -191,18 +202,23 @@ class Supervisor:
         self.signals.wake.recv(4096)
         while not self.link.arrived.empty():
             arrived = self.link.arrived.get()
+            if isinstance(arrived, TaskqError):
+                self.fatal = arrived
+                continue
             try:
-                if isinstance(arrived, TaskqError):
-                    raise arrived
                 self.connected(arrived)
-            except TaskqError as error:
-                self.fatal = error
+            except (ConnectionLost, DatabaseError) as error:
+                if isinstance(error, DatabaseError) and not error.passing:
+                    self.fatal = error
+                else:
+                    self.lose(arrived, error)
         while self.signals.received:
             self.stop(self.signals.received.pop(0))
 
     def connected(self, consumer: Consumer) -> None:
         """A connection stands: everything goes through it from here on."""
         self.consumer = consumer
+        self.watch(consumer, lambda: None)
         self.window = 0
         self.settle_at = 0.0
         url = self.settings.backend_url
@@ -210,10 +226,13 @@ class Supervisor:
             # Anew for each connection: where broker and results are one file, the store is part of the consumer's transactions.
             database = consumer.database if url == self.settings.broker else None
             self.settler.store = open_store(url, self.settings.result_ttl, database)
-        self.watch(consumer, lambda: None)
+        self.custody.secure = consumer.secure
+        # Before anything is fetched: what was revoked or paused while nobody ran must not begin now.
+        self.custody.orders.forget()
+        self.obey(consumer, consumer.controls(), time.monotonic())
         logger.info("worker_consuming", queues=list(self.queues))
 
-    def lose(self, consumer: Consumer, error: ConnectionLost) -> None:
+    def lose(self, consumer: Consumer, error: BrokerError) -> None:
         """The connection broke: what runs goes on, and a new connection is made."""
         logger.warning("broker_lost", broker=masked(self.settings.broker), error=str(error))
         self.selector.unregister(consumer)
@@ -253,9 +272,9 @@ class Supervisor:
         if slot.pipe is not None:
             self.selector.unregister(slot.pipe)
 
-    def child_died(self, slot: Slot, death: Death) -> None:
-        """The slot's child died by itself."""
-        self.custody.child_died(slot, death, blame=True)
+    def child_died(self, slot: Slot, death: Death, blame: Blame) -> None:
+        """The slot's child died."""
+        self.custody.child_died(slot, death, blame)
 
     def stop(self, number: int) -> None:
         """A first signal begins the end, a second one hurries it."""
@@ -280,11 +299,12 @@ class Supervisor:
     def close(self) -> None:
         """The end: kill what still runs, give everything back, and leave nothing behind."""
         self.link.close()
+        self.watchdog.close()
         self.children.stopping = True
         for slot in self.slots:
             if slot.running():
                 slot.kill()
-            self.custody.child_died(slot, Death(), blame=False)
+            self.custody.child_died(slot, Death(), Blame.NOBODY)
         self.custody.give_back()
         if self.consumer is not None:
             self.settle_the_rest(self.consumer)
@@ -306,61 +326,3 @@ class Supervisor:
                 self.settler.settle(consumer)
         except BrokerError as error:
             logger.error("broker_failed", error=str(error), unsettled=len(self.settler.settlements))
-
-
-def run_worker(spec: str, command_line: dict[str, Any]) -> int:
-    """Run a worker for the application at ``spec`` (``module:app``) until it is told to stop; returns its exit code."""
-    signals = Signals()
-    worker = f"{os.getpid()}@{socket.gethostname()}"
-    notes = note.create(MOST_CHILDREN)
-    settings_text = msgspec.json.encode(command_line).decode()
-
-    def launch() -> Launcher:
-        return Launcher(spec, settings_text, notes, worker)
-
-    launcher = launch()
-    ready = await_application(launcher, signals)
-    if ready is None:
-        # It would only look once the import is over, and an import holds nothing that could be lost.
-        launcher.close(0.0)
-        return 0
-    settings = ready.settings
-    log.configure(settings.log_format, settings.log_level)
-    if ready.start_method != settings.start_method:
-        logger.warning("start_method_changed", wanted=settings.start_method, used=ready.start_method, threads=ready.threads)
-    queues = settings.queue_names or ready.queues
-    logger.info(
-        "worker_started",
-        worker=worker,
-        broker=masked(settings.broker),
-        backend=masked(settings.backend),
-        queues=list(queues),
-        tasks=ready.tasks,
-        children=settings.concurrency,
-        start_method=ready.start_method,
-    )
-    supervisor = Supervisor(settings, queues, worker, notes, signals)
-    children = Children(supervisor.slots, launcher, launch, supervisor)
-    code = supervisor.run(children)
-    if supervisor.fatal is not None:
-        raise supervisor.fatal
-    return code
-
-
-def await_application(launcher: Launcher, signals: Signals) -> Ready | None:
-    """Wait until the zygote has imported the application; None if a signal came first. Raises ``ConfigurationError``."""
-    while not signals.received:
-        readable, _, _ = select.select([launcher.fileno(), signals.wake.fileno()], [], [])
-        if launcher.fileno() not in readable:
-            continue
-        for report in launcher.reports():
-            match report:
-                case Ready():
-                    return report
-                case Failed(error=error):
-                    raise ConfigurationError(error)
-        if launcher.lost:
-            status = launcher.process.wait()
-            died = Death(signal=-status) if status < 0 else Death(exit_code=status)
-            raise ConfigurationError(f"the process that imports the application died of {died}; see what it wrote above")
-    return None

@@ -1,8 +1,8 @@
 """The zygote: imports the application once and starts the children from it.
 
 Forked children share its memory and stand within milliseconds. It has one thread, which is what makes forking safe; where the
-application started threads at import, or spawn was asked for, it starts fresh interpreters instead. It reports each child's
-exit, because only a parent can know it. It runs no task, and ends when the supervisor does.
+application started threads at import, or spawn was asked for, it starts fresh interpreters instead. It reports that a
+child ended, was stopped or runs again, because only a parent can know it. It runs no task, and ends when the supervisor does.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ import msgspec
 from taskq.app import TaskQ
 from taskq.config import Settings
 from taskq.errors import TaskqError
-from taskq.workers import child
+from taskq.workers import blackbox, child
 from taskq.workers.lifeline import die_with_parent
 from taskq.workers.note import Note
 
-#: What the supervisor sends to have a child started: the slot's index, with the child's end of the pipe as a descriptor.
+#: What the supervisor sends to have a child started: the slot's index; the child's end of the pipe and its black box go
+#: along as descriptors.
 START = struct.Struct("<I")
 
 
@@ -64,7 +65,19 @@ class Exited(msgspec.Struct, tag=True):
     peak_memory: int
 
 
-Report = Ready | Failed | Started | Exited
+class Stopped(msgspec.Struct, tag=True):
+    """A child was stopped (SIGSTOP, Ctrl-Z)."""
+
+    process_id: int
+
+
+class Continued(msgspec.Struct, tag=True):
+    """A stopped child runs again."""
+
+    process_id: int
+
+
+Report = Ready | Failed | Started | Exited | Stopped | Continued
 
 
 class Zygote:
@@ -102,28 +115,30 @@ class Zygote:
                 wake.recv(4096)
                 self.reap()
             if self.control in readable:
-                data, descriptors, _, _ = socket.recv_fds(self.control, START.size, 1)
+                data, descriptors, _, _ = socket.recv_fds(self.control, START.size, 2)
                 if not data:
                     return
-                self.start(START.unpack(data)[0], socket.socket(fileno=descriptors[0]))
+                pipe, box = descriptors
+                self.start(START.unpack(data)[0], socket.socket(fileno=pipe), box)
 
-    def start(self, index: int, pipe: socket.socket) -> None:
+    def start(self, index: int, pipe: socket.socket, box: int) -> None:
         """Start a child for the slot."""
         with pipe:
             spawn = self.start_method == "spawn"
-            process_id = self.spawn(index, pipe.fileno()) if spawn else self.fork(index, pipe)
+            process_id = self.spawn(index, pipe.fileno(), box) if spawn else self.fork(index, pipe, box)
+        os.close(box)
         self.report(Started(index, process_id))
 
-    def spawn(self, index: int, pipe: int) -> int:
+    def spawn(self, index: int, pipe: int, box: int) -> int:
         """Start a fresh interpreter; returns its process id."""
-        numbers = (pipe, self.notes, index, self.worker, os.getpid())
+        numbers = (pipe, self.notes, box, index, self.worker, os.getpid())
         command = [sys.executable, "-m", "taskq.workers.child", *self.arguments, *map(str, numbers)]
-        process = subprocess.Popen(command, pass_fds=(pipe, self.notes))
+        process = subprocess.Popen(command, pass_fds=(pipe, self.notes, box))
         # Kept, because a Popen that is collected reaps its process, and the exit would go unreported.
         self.fresh[process.pid] = process
         return process.pid
 
-    def fork(self, index: int, pipe: socket.socket) -> int:
+    def fork(self, index: int, pipe: socket.socket, box: int) -> int:
         """Fork; returns the child's process id. Closes in the child what is the zygote's."""
         parent = os.getpid()
         process_id = os.fork()
@@ -136,6 +151,7 @@ class Zygote:
             die_with_parent(parent)
             for inherited in (self.control, *self.waker):
                 inherited.close()
+            blackbox.install(box)
             code = child.serve(self.execute, pipe, Note(self.notes, index))
         except BaseException:  # noqa: BLE001  # nothing of the child's may run on as if it were the zygote
             traceback.print_exc()
@@ -143,17 +159,22 @@ class Zygote:
             child.leave(code)
 
     def reap(self) -> None:
-        """Report every child that has ended."""
+        """Report every child that has ended, was stopped or runs again."""
         while True:
             try:
-                process_id, status, usage = os.wait4(-1, os.WNOHANG)
+                process_id, status, usage = os.wait4(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
             except ChildProcessError:
                 return
             if not process_id:
                 return
-            self.fresh.pop(process_id, None)
-            unit = 1 if sys.platform == "darwin" else 1024
-            self.report(Exited(process_id, status, usage.ru_maxrss * unit))
+            if os.WIFSTOPPED(status):
+                self.report(Stopped(process_id))
+            elif os.WIFCONTINUED(status):
+                self.report(Continued(process_id))
+            else:
+                self.fresh.pop(process_id, None)
+                unit = 1 if sys.platform == "darwin" else 1024
+                self.report(Exited(process_id, status, usage.ru_maxrss * unit))
 
 
 def _threads() -> int:

@@ -6,10 +6,11 @@ A *consumer* is the supervisor's side: it never blocks, and what it hands out st
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
+from taskq.control import Control
 from taskq.message import Message, Publication
 
 if TYPE_CHECKING:
@@ -21,19 +22,23 @@ class Delivery:
     """A message in a supervisor's custody, undecoded: the supervisor carries bytes.
 
     ``tag`` is the broker's handle, ``properties`` the message's properties and headers in the broker's own encoding
-    (``decode`` of the same broker reads them), ``redelivered`` says that somebody was handed this message before, and
-    ``crashes`` counts the processes that died running it since it came into this custody.
+    (``decode`` of the same broker reads them). ``redelivered`` says that the message was handed out before and came back
+    although nobody gave it back (what is given back gracefully is published anew), and ``orphaned`` that this is certain to be
+    because whoever had it died, or lost its connection. A broker may take back what it has just handed out, RabbitMQ at a
+    cancel for example; then the message is redelivered, and not orphaned.
     """
 
-    __slots__ = ("body", "crashes", "properties", "queue", "redelivered", "tag")
+    __slots__ = ("body", "orphaned", "properties", "queue", "redelivered", "tag")
 
-    def __init__(self, queue: str, tag: Any, properties: bytes, body: bytes, redelivered: bool) -> None:
+    def __init__(
+        self, queue: str, tag: Any, properties: bytes, body: bytes, redelivered: bool, *, orphaned: bool = False
+    ) -> None:
         self.queue = queue
         self.tag = tag
         self.properties = properties
         self.body = body
         self.redelivered = redelivered
-        self.crashes = 0
+        self.orphaned = orphaned
 
 
 class Receipt(Protocol):
@@ -56,8 +61,39 @@ class Session(Protocol):
     def purge(self, queue: str) -> int:
         """Delete the ready messages of the queue; returns how many."""
 
+    def letters(self, queue: str) -> Letters:
+        """Open the queue to look at its ready messages and to take some out."""
+
+    def control(self, control: Control, deadline: float) -> None:
+        """Keep the entry durably and hand it to every worker, now and later; raises as ``publish``."""
+
+    def controls(self) -> list[Control]:
+        """The entries that stand, oldest first."""
+
     def close(self) -> None:
         """Close the connection."""
+
+
+class Letters(Protocol):
+    """The ready messages of a queue, most often of dead letters. What is neither moved nor removed stays in the queue.
+
+    Belongs to its session's thread. Iterate it once.
+    """
+
+    def __iter__(self) -> Iterator[tuple[Any, Message]]:
+        """Each message that was there when the queue was opened, oldest first, with a handle for the methods below."""
+
+    def move(self, handle: Any, publication: Publication) -> bool:
+        """Publish, and remove the original once the copy is confirmed; where the broker can, in one transaction.
+
+        False, and nothing is published, where somebody else was faster and the message is gone.
+        """
+
+    def remove(self, handle: Any) -> bool:
+        """Delete the message; False where somebody else was faster."""
+
+    def close(self) -> None:
+        """Let go of the queue; what was removed is gone for good."""
 
 
 class Consumer(Protocol):
@@ -81,17 +117,26 @@ class Consumer(Protocol):
     def set_window(self, count: int) -> None:
         """How many unacked deliveries to hold at most; 0 stops the fetching."""
 
+    def set_paused(self, queues: frozenset[str]) -> None:
+        """Fetch nothing from these queues, until told otherwise."""
+
+    def controls(self) -> list[Control]:
+        """The control entries since the last call; the first call after ``connect`` returns all that stand.
+
+        ``fileno`` is readable when another one comes; it is read by ``receive``.
+        """
+
     def transaction(self) -> AbstractContextManager[None]:
-        """What is published, acked and requeued inside takes effect at the exit; where the broker can, all or nothing."""
+        """What is published and acked inside takes effect at the exit; where the broker can, all or nothing."""
 
     def publish(self, publications: Iterable[Publication]) -> Receipt:
         """Publish follow-ups; the receipt says when they are confirmed."""
 
+    def secure(self, delivery: Delivery) -> bool:
+        """Whether the delivery will come back orphaned should we die now; where it would not, see to it, and ask again."""
+
     def ack(self, delivery: Delivery) -> None:
         """The message is done with."""
-
-    def requeue(self, delivery: Delivery) -> None:
-        """Give the message back, ready for anyone, where it stood."""
 
     def tick(self) -> float:
         """Do what is due (heartbeats, delayed messages); returns in how many seconds at the latest to call again."""

@@ -1,4 +1,4 @@
-"""Publishing from an application: any thread, before and after ``fork``, within one deadline, over a pool of sessions.
+"""The application's way to the broker: any thread, before and after ``fork``, within one deadline, over a pool of sessions.
 
 A call returns once the broker has taken responsibility for every message. A session that broke is replaced. Where the
 connection broke after messages were sent, they are sent again, with the same task ids: the broker may or may not have taken
@@ -13,12 +13,14 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
-from taskq.broker.interface import Session
+from taskq.broker.interface import Letters, Session
 from taskq.config import Settings, masked
-from taskq.errors import BrokerUnreachable, ConnectionLost, UnsupportedFeature
+from taskq.control import Control
+from taskq.errors import BrokerError, BrokerUnreachable, ConnectionLost, UnsupportedFeature
 from taskq.message import Publication
 
 T = TypeVar("T")
@@ -67,11 +69,44 @@ class Publisher:
 
     def depth(self, queue: str) -> int | None:
         """How many messages are ready in the queue, or None where there is no such queue."""
-        return self._ask(lambda session: session.depth(queue))
+        return self._ask(lambda session, _: session.depth(queue))
 
     def purge(self, queue: str) -> int:
         """Delete the ready messages of the queue; returns how many."""
-        return self._ask(lambda session: session.purge(queue))
+        return self._ask(lambda session, _: session.purge(queue))
+
+    def control(self, control: Control) -> None:
+        """Returns once the broker keeps the entry for every worker; within ``publish_timeout`` seconds, raises as ``publish``.
+
+        It may be kept twice where a connection broke, which says the same as once.
+        """
+        self._ask(lambda session, deadline: session.control(control, deadline))
+
+    def controls(self) -> list[Control]:
+        """The control entries that stand, oldest first."""
+        return self._ask(lambda session, _: session.controls())
+
+    @contextmanager
+    def letters(self, queue: str) -> Iterator[Letters]:
+        """The queue's messages, to look at and to take out, on a session that is nobody else's inside the block.
+
+        Opened within ``publish_timeout`` seconds. Whatever is not taken out stays in the queue, also when the block raises.
+        """
+        session, letters = self._open_letters(queue)
+        try:
+            try:
+                yield letters
+            except BrokerError:
+                raise
+            except BaseException:
+                # Whoever stops half-way has moved some: where nobody waits for the broker to see to it, they could come back.
+                letters.close()
+                raise
+            letters.close()
+        except BaseException:
+            session.close()
+            raise
+        self._put_back(session)
 
     def close(self) -> None:
         """Close the idle connections; a later call opens new ones."""
@@ -80,11 +115,25 @@ class Publisher:
         for session in idle:
             session.close()
 
-    def _ask(self, question: Callable[[Session], T]) -> T:
+    def _open_letters(self, queue: str) -> tuple[Session, Letters]:
+        deadline = time.monotonic() + self._settings.publish_timeout
+        while True:
+            session = self._take(deadline)
+            try:
+                return session, session.letters(queue)
+            except ConnectionLost:
+                session.close()
+                if time.monotonic() >= deadline:
+                    raise
+            except BaseException:
+                session.close()
+                raise
+
+    def _ask(self, question: Callable[[Session, float], T]) -> T:
         deadline = time.monotonic() + self._settings.publish_timeout
         while True:
             try:
-                return self._with_session(question, deadline)
+                return self._with_session(lambda session: question(session, deadline), deadline)
             except ConnectionLost:
                 if time.monotonic() >= deadline:
                     raise

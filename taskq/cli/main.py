@@ -23,6 +23,10 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "result": ("taskq.cli.result", "Print how a task ended."),
     "queues": ("taskq.cli.queues", "Show how many messages wait, and how many are dead."),
     "purge": ("taskq.cli.queues", "Delete the messages of a queue."),
+    "dead": ("taskq.cli.dead", "List, show, replay and purge dead letters."),
+    "revoke": ("taskq.cli.control", "Have tasks not run any more."),
+    "pause": ("taskq.cli.control", "Have workers fetch nothing from a queue."),
+    "resume": ("taskq.cli.control", "Have workers fetch from a queue again."),
     "config": ("taskq.cli.config", "Show each setting's value and where it came from."),
 }
 

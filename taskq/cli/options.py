@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterable
 from typing import Any, Final, get_args, get_type_hints
 
 import click
@@ -15,6 +17,9 @@ from taskq.config import ABOUT, DEFAULTS, Settings
 
 #: The settings that matter to whoever talks to the broker without running tasks.
 BROKER_SETTINGS: Final = ("broker", "default_queue", "queue_type", "queue_max_priority", "delivery_limit", "publish_timeout")
+
+#: How many rows of a table are looked at before the first one is printed.
+FIRST_ROWS: Final = 1000
 
 _SHORT: Final = {"broker": "-b", "concurrency": "-c", "log_level": "-l", "queues": "-Q"}
 _TYPES: Final = get_type_hints(Settings)
@@ -79,9 +84,32 @@ def print_json(value: Any) -> None:
     click.echo(as_text(value, indent=2))
 
 
+def print_json_array(values: Iterable[Any]) -> None:
+    """Print the values as one JSON array while they come, however many there are."""
+    count = 0
+    for count, value in enumerate(values, 1):
+        click.echo(("[\n" if count == 1 else ",\n") + textwrap.indent(as_text(value, indent=2), "  "), nl=False)
+    click.echo("\n]" if count else "[]")
+
+
 def as_text(value: Any, indent: int | None = None) -> str:
     """A value as JSON text for people and scripts; dates and the like become plain text."""
-    return json.dumps(value, indent=indent, default=_as_plain, ensure_ascii=False)
+    text = json.dumps(value, indent=indent, default=_as_plain, ensure_ascii=False)
+    # A lone surrogate, which no terminal can be sent, has a way of writing in ASCII.
+    return text if _is_unicode(text) else json.dumps(value, indent=indent, default=_as_plain)
+
+
+def printable(text: str) -> str:
+    """Somebody else's text on one line of a terminal: what would move the cursor or worse is written as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _as_plain(value: Any) -> str:
@@ -90,10 +118,12 @@ def _as_plain(value: Any) -> str:
     return str(value.isoformat() if hasattr(value, "isoformat") else value)
 
 
-def print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """Print rows in columns, wide enough for their longest cells."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in (header, *rows):
+def print_table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    """Print rows in columns while they come. The longest cells of the first rows decide how wide the columns are."""
+    remaining = iter(rows)
+    first = [header, *itertools.islice(remaining, FIRST_ROWS)]
+    widths = [max(map(len, column)) for column in zip(*first, strict=True)]
+    for row in itertools.chain(first, remaining):
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 

@@ -16,7 +16,7 @@ from taskq.message import dead_letter_queue
 @json_option
 @with_app(*BROKER_SETTINGS)
 def queues(app: TaskQ, names: tuple[str, ...], as_json: bool) -> None:
-    """Show how many messages are ready in each queue, and how many dead letters there are.
+    """Show how many messages are ready in each queue, how many dead letters there are, and whether the queue is paused.
 
     \b
     Examples:
@@ -26,13 +26,22 @@ def queues(app: TaskQ, names: tuple[str, ...], as_json: bool) -> None:
     Without names: every queue that the app's tasks and settings name. Messages that a worker holds are not counted as ready.
     A queue that does not exist (yet) shows as '-'.
     """
-    depth = app.publisher.depth
-    rows = [(name, depth(name), depth(dead_letter_queue(name))) for name in names or app.queue_names()]
-    header = ("queue", "ready", "dead")
+    depth, paused = app.publisher.depth, app.paused()
+    rows = [(name, depth(name), depth(dead_letter_queue(name)), name in paused) for name in names or app.queue_names()]
+    header = ("queue", "ready", "dead", "paused")
     if as_json:
         print_json([dict(zip(header, row, strict=True)) for row in rows])
     else:
-        print_table(header, [tuple("-" if cell is None else str(cell) for cell in row) for row in rows])
+        print_table(header, [tuple(_cell(value) for value in row) for row in rows])
+
+
+def _cell(value: str | int | bool | None) -> str:
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if value else ""
+    return str(value)
 
 
 @click.command()

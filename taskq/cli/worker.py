@@ -31,6 +31,6 @@ def worker(app_spec: str, settings: dict[str, Any]) -> None:
     """
     if sys.platform == "win32":
         raise UnsupportedFeature("taskq worker needs Linux or macOS: Windows has no fork and no SIGKILL; sending works there")
-    from taskq.workers.supervisor import run_worker
+    from taskq.workers.worker import run_worker
 
     sys.exit(run_worker(app_spec, settings))

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
-from taskq.errors import ResultTimeout, TaskFailed
+from taskq.errors import ResultTimeout, TaskExpired, TaskFailed, TaskRevoked
 from taskq.results.store import Record, ResultStore, Status
 from taskq.serialization import decode
 
@@ -16,9 +16,10 @@ R = TypeVar("R")
 class AsyncResult(Generic[R]):
     """The end of one task, whenever it comes. Names are Celery's."""
 
-    def __init__(self, task_id: str, open_store: Callable[[], ResultStore]) -> None:
+    def __init__(self, task_id: str, open_store: Callable[[], ResultStore], revoke: Callable[[str, bool], None]) -> None:
         self.id = task_id
         self._open_store = open_store
+        self._revoke = revoke
         self._record: Record | None = None
 
     def __repr__(self) -> str:
@@ -32,13 +33,17 @@ class AsyncResult(Generic[R]):
 
     @property
     def status(self) -> Status:
-        """PENDING (waiting, running or unknown), SUCCESS, FAILURE or REVOKED. Raises ``ResultsDisabled``."""
+        """SUCCESS, FAILURE, REVOKED or IGNORED; until then PENDING. Raises ``ResultsDisabled``.
+
+        STARTED is only told of a task that must not run twice: it is running, or it is lost.
+        """
         record = self._fetch()
         return record.status if record else "PENDING"
 
     def ready(self) -> bool:
         """Whether the task has ended."""
-        return self._fetch() is not None
+        record = self._fetch()
+        return record is not None and record.is_end
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the task has ended, or ``timeout`` seconds; returns whether it has."""
@@ -49,15 +54,22 @@ class AsyncResult(Generic[R]):
     def get(self, timeout: float | None = None) -> R:
         """The task's return value, as soon as there is one.
 
-        Raises what the task raised (its own type where this process has imported it, else ``TaskFailed``) and
-        ``ResultTimeout`` after ``timeout`` seconds.
+        None for a task that raised ``Ignore``. Raises what the task raised (its own type where this process has imported it,
+        else ``TaskFailed``), what became of it (``DeadLettered``, ``TimeLimitExceeded``, ``WorkerLost``, ``TaskRevoked`` or
+        ``TaskExpired``: all of them ``TaskFailed``) and ``ResultTimeout`` after ``timeout`` seconds.
         """
         if not self.wait(timeout):
             raise ResultTimeout(f"task {self.id} has not ended within {timeout} s; it may still end")
         meta = self.meta()
         if meta["status"] == "SUCCESS":
             return cast(R, meta["result"])
+        if meta["status"] == "IGNORED":
+            return cast(R, None)
         raise rebuilt(meta)
+
+    def revoke(self, terminate: bool = False) -> None:
+        """Have the task not run any more; with ``terminate``, end it where it runs. See ``TaskQ.revoke``."""
+        self._revoke(self.id, terminate)
 
     @property
     def traceback(self) -> str | None:
@@ -73,13 +85,16 @@ class AsyncResult(Generic[R]):
         return cast(dict[str, Any], decode(record.meta))
 
     def _fetch(self) -> Record | None:
-        if self._record is None:
-            self._record = self._open_store().fetch(self.id)
-        return self._record
+        if self._record is not None:
+            return self._record
+        record = self._open_store().fetch(self.id)
+        if record is not None and record.is_end:
+            self._record = record
+        return record
 
 
 def rebuilt(meta: dict[str, Any]) -> BaseException:
-    """The exception that a failed task raised, or a ``TaskFailed`` that tells of it.
+    """The exception that a failed task raised, or a ``TaskFailed`` that tells of it or of what became of the task.
 
     Only classes of modules that this process has already imported are used: a result must not make us import anything.
     """
@@ -88,10 +103,17 @@ def rebuilt(meta: dict[str, Any]) -> BaseException:
         return TaskFailed(str(meta.get("status")), str(described), meta.get("traceback"))
     name, args = str(described.get("exc_type")), described.get("exc_message") or []
     args = args if isinstance(args, list) else [args]
-    failed = TaskFailed(name, ", ".join(map(str, args)), meta.get("traceback"))
+    text = ", ".join(map(str, args))
+    if meta.get("status") == "REVOKED":
+        # Written as Celery does, whose one class serves for both.
+        end = TaskExpired if text.startswith("expired") else TaskRevoked
+        return end(end.__name__, text, meta.get("traceback"))
+    failed = TaskFailed(name, text, meta.get("traceback"))
     kind = getattr(sys.modules.get(str(described.get("exc_module"))), name, None)
     if not (isinstance(kind, type) and issubclass(kind, Exception)):
         return failed
+    if issubclass(kind, TaskFailed):
+        return kind(name, text, meta.get("traceback"))
     try:
         error = kind(*args)
     except Exception:  # noqa: BLE001  # the class is the application's, so anything may go wrong in it; the description is the answer then

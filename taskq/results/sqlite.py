@@ -1,11 +1,12 @@
 """Results in an SQLite file: the embedded backend. Beside the embedded broker, it shares its file and its transactions.
 
-Invariant: one row per task id at most; who waits for an id is told by the transaction that stores it.
+Invariant: one row per task id at most; who waits for an id is told by the transaction that stores its end.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -20,9 +21,11 @@ _SAFETY_NET = 1.0
 #: How many expired records to delete in one transaction, which keeps everybody else out.
 _CHUNK = 1000
 
+# Which record may replace which is the promise of ResultStore; what is over its time to live has no say any more.
 _STORE = """
 insert into results (id, status, meta, expires) values (?, ?, ?, ?)
 on conflict (id) do update set status = excluded.status, meta = excluded.meta, expires = excluded.expires
+where excluded.status = 'SUCCESS' or results.status <> 'SUCCESS' or results.expires <= ?
 """
 
 
@@ -42,13 +45,15 @@ class SqliteResults:
         self._idle: list[Pipe] = []
 
     def store(self, records: Sequence[Record]) -> None:
-        """Keep the records durably and wake who waits for them; raises ``DatabaseError``."""
-        expires = time.time() + self._ttl
+        """Keep the records durably and wake who waits for an end among them; raises ``DatabaseError``."""
+        now = time.time()
+        expires = now + self._ttl
+        rows = [(record.id, record.status, record.meta, expires if record.is_end else math.inf, now) for record in records]
         with self._database.transaction():
-            self._database.execute_many(_STORE, [(record.id, record.status, record.meta, expires) for record in records])
+            self._database.execute_many(_STORE, rows)
             waiters = self._database.execute(
                 "delete from waiters where id in (select value from json_each(?)) returning waiter",
-                (json.dumps([record.id for record in records]),),
+                (json.dumps([record.id for record in records if record.is_end]),),
             )
             if waiters:
                 owners = tuple(waiter for (waiter,) in waiters)
@@ -60,9 +65,9 @@ class SqliteResults:
         return Record(id=task_id, status=rows[0][0], meta=rows[0][1]) if rows else None
 
     def wait(self, task_id: str, timeout: float | None) -> Record | None:
-        """The record of this id as soon as there is one, or None after ``timeout`` seconds; raises ``DatabaseError``."""
+        """The end of this id as soon as there is one, or None after ``timeout`` seconds; raises ``DatabaseError``."""
         give_up = None if timeout is None else time.monotonic() + timeout
-        record = self.fetch(task_id)
+        record = self._end(task_id)
         if record is not None or (timeout is not None and timeout <= 0):
             return record
         pipe = self._take_pipe()
@@ -71,7 +76,7 @@ class SqliteResults:
             # was stored before is found by the first look.
             with self._database.transaction(durable=False):
                 self._database.execute("insert into waiters values (?, ?)", (task_id, pipe.id))
-            while (record := self.fetch(task_id)) is None:
+            while (record := self._end(task_id)) is None:
                 left = _SAFETY_NET if give_up is None else min(_SAFETY_NET, give_up - time.monotonic())
                 if left <= 0:
                     break
@@ -84,6 +89,10 @@ class SqliteResults:
         finally:
             with self._lock:
                 self._idle.append(pipe)
+
+    def _end(self, task_id: str) -> Record | None:
+        record = self.fetch(task_id)
+        return record if record is not None and record.is_end else None
 
     def expire(self) -> int:
         """Forget what is over its time to live, and the waiters that died; returns how many records went."""

@@ -14,8 +14,13 @@ from typing import Any
 
 def trace(event: str, **fields: Any) -> None:
     """Append a line: the event, the process, the moment (``time.monotonic``, the same clock for all processes)."""
+    append(Path(os.environ["TRACES"]), event, **fields)
+
+
+def append(path: Path, event: str, **fields: Any) -> None:
+    """The same in a file of one's choice."""
     line = json.dumps({"event": event, "pid": os.getpid(), "at": time.monotonic(), **fields}) + "\n"
-    descriptor = os.open(os.environ["TRACES"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(descriptor, line.encode())
     finally:

@@ -59,7 +59,6 @@ def test_the_command_line_is_imported_by_nothing_but_itself_and_by_the_worker_to
     [
         ("taskq.errors", ("taskq",)),
         ("taskq.message", ("taskq",)),
-        ("taskq.attempt", ("taskq",)),
         ("taskq.serialization", ("taskq.app", "taskq.task", "taskq.broker", "taskq.results", "taskq.workers", "taskq.cli")),
         ("taskq.config", ("taskq.app", "taskq.task", "taskq.broker", "taskq.results", "taskq.workers", "taskq.cli")),
         ("taskq.log", ("taskq.app", "taskq.task", "taskq.broker", "taskq.results", "taskq.workers", "taskq.cli")),
@@ -72,6 +71,14 @@ def test_what_lies_lower_does_not_know_what_lies_higher(lower: str, higher: tupl
     for module in modules("taskq"):
         if _is_in(module.name, (lower,)):
             assert {name for name in imports(module) if _is_in(name, higher)} == set(), module.name
+
+
+@pytest.mark.parametrize(
+    ("low", "known"), [("taskq.retry", {"taskq.errors"}), ("taskq.attempt", {"taskq.errors", "taskq.retry"})]
+)
+def test_what_tasks_are_told_lies_low(low: str, known: set[str]) -> None:
+    [module] = [module for module in modules("taskq") if module.name == low]
+    assert {name for name in imports(module) if _is_in(name, ("taskq",))} == known
 
 
 def test_no_module_imports_itself_in_a_circle_not_even_inside_functions() -> None:

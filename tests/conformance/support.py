@@ -12,10 +12,11 @@ from typing import Any
 import kombu
 import pytest
 
+from taskq.broker import decoder
 from taskq.broker.interface import Delivery, Session
 from taskq.config import Settings
 from taskq.message import Message, Publication
-from tests.support import ROOT, Stage
+from tests.support import ROOT, Hold, Stage, eventually
 
 
 def only(*kinds: str) -> pytest.MarkDecorator:
@@ -27,8 +28,26 @@ def message(body: bytes | int, **fields: Any) -> Message:
     return Message(headers={}, body=str(body).encode() if isinstance(body, int) else body, **fields)
 
 
-def publish(session: Session, queue: str, *messages: Message, delay: float = 0.0) -> None:
-    session.publish([Publication(queue, message, delay) for message in messages], time.monotonic() + 10.0)
+def publish(session: Session, queue: str, *messages: Message, delay: float = 0.0, first: bool = False) -> None:
+    session.publish([Publication(queue, message, delay, first) for message in messages], time.monotonic() + 10.0)
+
+
+def give_back(settings: Settings, hold: Hold, deliveries: Sequence[Delivery]) -> list[Delivery]:
+    """Give these back as a supervisor does: publish copies that go first, then ack. Returns what arrived meanwhile."""
+    read = decoder(settings)
+    arrived: list[Delivery] = []
+    with hold.consumer.transaction():
+        receipt = hold.consumer.publish(
+            [Publication(d.queue, read(d.properties, d.body), first=True) for d in deliveries],
+        )
+
+    def confirmed() -> bool:
+        arrived.extend(hold.turn(0.01))
+        return receipt.confirmed
+
+    eventually(confirmed, "the copies are confirmed")
+    hold.ack(deliveries)
+    return arrived
 
 
 def numbers(deliveries: Sequence[Delivery]) -> list[int]:

@@ -75,6 +75,40 @@ def test_one_consumer_reads_several_queues(settings: Settings, session: Session,
         delete(settings, *names, *map(dead_letter_queue, names))
 
 
+def test_a_paused_queue_keeps_its_messages_while_others_flow(settings: Settings, session: Session, queue: str) -> None:
+    names = [f"{queue}.{number}" for number in range(2)]
+    try:
+        with consuming(settings, *names) as hold:
+            hold.consumer.set_paused(frozenset(names[:1]))
+            assert hold.quiet(0.1)
+            publish(session, names[0], message(0))
+            publish(session, names[1], message(1))
+            assert numbers(hold.receive(1)) == [1]
+            assert hold.quiet()
+            assert session.depth(names[0]) == 1
+            # Nothing is published any more: the end of the pause alone must wake the consumer.
+            hold.consumer.set_paused(frozenset(names[1:]))
+            assert numbers(hold.receive(1)) == [0]
+            publish(session, names[1], message(2))
+            assert hold.quiet()
+            hold.consumer.set_paused(frozenset())
+            assert numbers(hold.receive(1)) == [2]
+    finally:
+        delete(settings, *names, *map(dead_letter_queue, names))
+
+
+def test_what_was_fetched_before_the_pause_can_be_acked(settings: Settings, session: Session, queue: str) -> None:
+    publish(session, queue, *[message(number) for number in range(4)])
+    with consuming(settings, queue, window=2) as hold:
+        held = hold.receive(2)
+        hold.consumer.set_paused(frozenset([queue]))
+        hold.ack(held)
+        assert hold.quiet()
+        assert session.depth(queue) == 2
+        hold.consumer.set_paused(frozenset())
+        assert numbers(hold.receive(2)) == [2, 3]
+
+
 def test_follow_ups_are_confirmed(settings: Settings, session: Session, queue: str) -> None:
     publish(session, queue, message(0))
     with consuming(settings, queue) as hold:

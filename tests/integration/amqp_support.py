@@ -9,10 +9,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 from taskq.broker.amqp.consumer import AmqpConsumer
+from taskq.broker.amqp.session import AmqpSession
 from taskq.broker.interface import Delivery
 from taskq.config import Settings, load
 from taskq.message import Message, Publication
+from tests.servers import RabbitMQ
+
+BOTH_TYPES = pytest.mark.parametrize("queue_type", ["quorum", "classic"])
 
 
 def settings_for(url: str, **keywords: Any) -> Settings:
@@ -26,6 +32,21 @@ def message(body: bytes = b"[[], {}, {}]", **headers: Any) -> Message:
 
 def publications(queue: str, count: int, delay: float = 0.0) -> list[Publication]:
     return [Publication(queue, message(f"[[{number}], {{}}, {{}}]".encode()), delay) for number in range(count)]
+
+
+@contextmanager
+def session_of(node: RabbitMQ, **keywords: Any) -> Iterator[AmqpSession]:
+    session = AmqpSession(settings_for(node.url, **keywords), 10)
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+def put(node: RabbitMQ, queue: str, count: int, queue_type: str = "quorum", *, first: bool = False) -> None:
+    with session_of(node, queue_type=queue_type) as session:
+        sent = [Publication(one.queue, one.message, first=first) for one in publications(queue, count)]
+        session.publish(sent, time.monotonic() + 10)
 
 
 @contextmanager
@@ -48,6 +69,18 @@ def receive(consumer: AmqpConsumer, count: int, timeout: float = 10.0) -> list[D
         return len(deliveries) >= count
 
     run_until(consumer, enough, timeout)
+    return deliveries
+
+
+def settle_down(consumer: AmqpConsumer, seconds: float = 0.2) -> list[Delivery]:
+    """What still arrives until so long nothing has."""
+    deliveries: list[Delivery] = []
+    quiet_at = time.monotonic() + seconds
+    while (left := quiet_at - time.monotonic()) > 0:
+        if arrived := consumer.receive():
+            deliveries += arrived
+            quiet_at = time.monotonic() + seconds
+        select.select([consumer.fileno()], [], [], min(left, consumer.tick()))
     return deliveries
 
 

@@ -27,9 +27,10 @@ def settings_of(url: str) -> Settings:
     return load({"broker": url}, environment={})
 
 
-def publication(queue: str, name: str, delay: float = 0.0, priority: int | None = None) -> Publication:
+def publication(queue: str, name: str, delay: float = 0.0, priority: int | None = None, *, first: bool = False) -> Publication:
     """A message that its name tells from others."""
-    return Publication(queue, Message(headers={"id": name}, body=b"[]", correlation_id=name, priority=priority), delay)
+    message = Message(headers={"id": name}, body=b"[]", correlation_id=name, priority=priority)
+    return Publication(queue, message, delay, first)
 
 
 def publish(url: str, queue: str, *names: str, delay: float = 0.0) -> None:

@@ -14,16 +14,8 @@ from taskq.broker.amqp.session import AmqpSession
 from taskq.broker.interface import Delivery
 from taskq.errors import BrokerUnreachable, ConnectionLost, QueueMismatch, UnsupportedFeature
 from taskq.message import Publication
-from tests.integration.amqp_support import consuming, message, publications, receive, run_until, settings_for
+from tests.integration.amqp_support import BOTH_TYPES, consuming, message, publications, put, receive, run_until, settings_for
 from tests.servers import RabbitMQ
-
-BOTH_TYPES = pytest.mark.parametrize("queue_type", ["quorum", "classic"])
-
-
-def put(node: RabbitMQ, queue: str, count: int, queue_type: str = "quorum") -> None:
-    session = AmqpSession(settings_for(node.url, queue_type=queue_type), 10)
-    session.publish(publications(queue, count), time.monotonic() + 10)
-    session.close()
 
 
 def ready(node: RabbitMQ, queue: str) -> int:
@@ -68,17 +60,6 @@ def test_what_is_delivered_decodes_to_what_was_published(rabbitmq: RabbitMQ, que
 
 
 @BOTH_TYPES
-def test_requeued_comes_back_first(rabbitmq: RabbitMQ, queue: str, queue_type: str) -> None:
-    put(rabbitmq, queue, 3, queue_type)
-    settings = settings_for(rabbitmq.url, queue_type=queue_type)
-    with consuming(settings, queue, window=1) as consumer:
-        (first,) = receive(consumer, 1)
-        consumer.requeue(first)
-        (again,) = receive(consumer, 1)
-        assert (again.body, again.redelivered) == (first.body, True)
-
-
-@BOTH_TYPES
 def test_the_window_bounds_what_is_held_however_it_changes(rabbitmq: RabbitMQ, queue: str, queue_type: str) -> None:
     put(rabbitmq, queue, 300, queue_type)
     held: list[Delivery] = []
@@ -104,15 +85,6 @@ def test_the_window_bounds_what_is_held_however_it_changes(rabbitmq: RabbitMQ, q
         assert len(held) <= 35
 
 
-def test_several_queues_share_the_window(rabbitmq: RabbitMQ, queue: str) -> None:
-    other = f"{queue}.other"
-    put(rabbitmq, queue, 10)
-    put(rabbitmq, other, 10)
-    with consuming(settings_for(rabbitmq.url), queue, other, window=6) as consumer:
-        held = receive(consumer, 6)
-        assert sorted(delivery.queue for delivery in held) == [queue] * 3 + [other] * 3
-
-
 def test_many_messages_out_of_order(rabbitmq: RabbitMQ, queue: str) -> None:
     put(rabbitmq, queue, 3000)
     seen: set[bytes] = set()
@@ -126,8 +98,6 @@ def test_many_messages_out_of_order(rabbitmq: RabbitMQ, queue: str) -> None:
                     seen.add(delivery.body)
                     if number % 7 == 3 and len(kept) < 30:
                         kept.append(delivery)
-                    elif number % 11 == 5 and not delivery.redelivered:
-                        consumer.requeue(delivery)
                     else:
                         consumer.ack(delivery)
             return len(seen) == 3000

@@ -7,12 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from taskq import TaskQ
+from taskq.control import Revoke
+from taskq.message import Message, Publication
 from tests.servers import wait_until
 
 APP = """
@@ -51,6 +55,10 @@ class Shell:
             timeout=60,
             check=False,
         )
+
+    def app(self) -> TaskQ:
+        """An app on the same broker, without tasks."""
+        return TaskQ("other", broker=f"sqlite:///{self.folder}/shop.db")
 
     def json(self, *arguments: str, **environment: str) -> Any:
         """What a command that must succeed prints with --json."""
@@ -99,14 +107,99 @@ def test_without_an_app_the_environment_names_the_broker(taskq: Shell) -> None:
     assert (taskq.folder / "state" / "taskq" / "taskq.db").exists()
     assert depths(taskq)["default"][0] == 1
     other = f"sqlite:///{taskq.folder}/other.db"
-    assert taskq.json("queues", "--broker", other) == [{"queue": "default", "ready": 1, "dead": 0}]
+    assert taskq.json("queues", "--broker", other) == [{"queue": "default", "ready": 1, "dead": 0, "paused": False}]
 
 
 def test_queues_in_columns(taskq: Shell) -> None:
     taskq.json("send", "shop.add", "--args", "[1]")
     header, *rows = [line.split() for line in taskq("queues", "mail", "nowhere").stdout.splitlines()]
-    assert header == ["queue", "ready", "dead"]
+    assert header == ["queue", "ready", "dead", "paused"]
     assert rows == [["mail", "1", "0"], ["nowhere", "-", "-"]]
+    assert taskq("pause", "mail").stdout == "paused: mail\n"
+    assert taskq("queues", "mail").stdout.splitlines()[1].split() == ["mail", "1", "0", "yes"]
+    assert taskq.json("queues", "mail") == [{"queue": "mail", "ready": 1, "dead": 0, "paused": True}]
+    assert taskq.json("resume", "mail") == {"resumed": ["mail"]}
+    assert taskq.json("queues", "mail")[0]["paused"] is False
+
+
+def test_a_queue_that_does_not_exist_can_be_paused_with_a_warning(taskq: Shell) -> None:
+    ended = taskq("pause", "nowhere")
+    assert (ended.returncode, ended.stdout) == (0, "paused: nowhere\n")
+    assert ended.stderr.startswith("Warning: there is no queue 'nowhere' on sqlite:///")
+
+
+def test_revoked_tasks_are_kept_for_every_worker(taskq: Shell) -> None:
+    assert taskq("revoke", "one", "two").stdout == "revoked: one\nrevoked: two\n"
+    assert taskq.json("revoke", "two", "--terminate") == {"revoked": ["two"], "terminate": True}
+    kept = [entry for entry in taskq.app().publisher.controls() if isinstance(entry, Revoke)]
+    assert {(entry.id, entry.terminate) for entry in kept} == {("one", False), ("two", True)}
+
+
+def bury(taskq: Shell, *ids: str, reason: str = "crashed", at: float = 0.0) -> None:
+    """Dead letters of ``shop.add``, as workers make them."""
+    headers = {"lang": "py", "task": "shop.add", "retries": 0, "tq-crashes": 3, "tq-dead-traceback": "Traceback:\n  Boom"}
+    about = {"tq-dead-reason": reason, "tq-dead-at": at or time.time(), "tq-dead-signal": "SIGSEGV"}
+    letters = [Message(headers={**headers, **about, "id": task_id}, body=b"[[1, 2], {}, {}]") for task_id in ids]
+    app = taskq.app()
+    app.publisher.publish([Publication("mail.dead", letter) for letter in letters])
+    app.close()
+
+
+def test_dead_letters_in_columns_and_in_full(taskq: Shell) -> None:
+    bury(taskq, "old", at=1.0)
+    bury(taskq, "new", reason="time limit")
+    header, *rows = [line.split() for line in taskq("dead", "list").stdout.splitlines()]
+    assert header == ["id", "queue", "task", "reason", "retries", "crashes", "last_at"]
+    assert [row[:4] for row in rows] == [["old", "mail", "shop.add", "crashed"], ["new", "mail", "shop.add", "time"]]
+    assert [row["id"] for row in taskq.json("dead", "list", "mail.dead", "--since", "1h")] == ["new"]
+    (shown,) = taskq.json("dead", "show", "--id", "old")
+    assert (shown["last_at"], shown["crashes"], shown["args"]) == ("1970-01-01T00:00:01+00:00", 3, [1, 2])
+    page = taskq("dead", "show", "mail", "--reason", "crashed").stdout
+    assert "signal      SIGSEGV\n" in page
+    assert "traceback\n    Traceback:\n      Boom\n" in page
+
+
+def test_dead_letters_are_replayed(taskq: Shell) -> None:
+    bury(taskq, "one", "two", "three")
+    assert taskq("dead", "replay", "--dry-run").stdout == "dead letters that would be sent again: 3\n"
+    assert depths(taskq)["mail"] == (None, 3)
+    assert taskq.json("dead", "replay", "--id", "one", "--id", "two", "--rate", "100") == {"replayed": 2, "dry_run": False}
+    assert depths(taskq)["mail"] == (2, 1)
+    assert taskq("dead", "replay", "mail", "--task", "shop.add").stdout == "dead letters sent again: 1\n"
+    assert depths(taskq)["mail"] == (3, 0)
+
+
+def test_purging_dead_letters_asks_first(taskq: Shell) -> None:
+    bury(taskq, "one", "two")
+    refused = taskq("dead", "purge", "mail", answer="n\n")
+    assert refused.returncode == 1
+    assert "Delete the dead letters (2) on sqlite:///" in refused.stderr
+    assert taskq.json("dead", "purge", "--dry-run") == {"purged": 2, "dry_run": True}
+    assert depths(taskq)["mail"] == (None, 2)
+    assert taskq("dead", "purge", "--id", "one", answer="y\n").stdout == "dead letters deleted: 1\n"
+    assert taskq.json("dead", "purge", "mail", "--yes") == {"purged": 1, "dry_run": False}
+    assert depths(taskq)["mail"] == (None, 0)
+
+
+@pytest.mark.parametrize("command", [["list"], ["show"], ["replay"], ["purge", "--yes"]])
+def test_letters_that_are_not_there(taskq: Shell, command: list[str]) -> None:
+    nothing = taskq("dead", *command)
+    assert (nothing.returncode, nothing.stderr) == (0, "")
+    lost = taskq("dead", *command, "--id", "lost")
+    assert lost.returncode == 1
+    assert lost.stderr.startswith("Error: no dead letter of lost on sqlite:///")
+    nowhere = taskq("dead", *command, "nowhere")
+    assert (nowhere.returncode, nowhere.stdout) == (1, "")
+    assert nowhere.stderr.startswith("Error: there is no queue 'nowhere.dead' on sqlite:///")
+
+
+def test_a_list_of_dead_letters_does_not_wait_for_the_last_one(taskq: Shell) -> None:
+    bury(taskq, *map(str, range(3000)))
+    command = f"{sys.executable} -m taskq dead list | head -1"
+    ended = subprocess.run(
+        ["bash", "-c", command], cwd=taskq.folder, env=taskq.environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert (ended.stdout.split()[0], ended.stderr) == ("id", "")
 
 
 def test_purge_asks_first(taskq: Shell) -> None:

@@ -72,20 +72,39 @@ def test_the_window_is_kept_and_fills_again(url: str, consumer: SqliteConsumer) 
     assert names(consumer.receive()) == ["d", "e"]
 
 
-def test_requeued_messages_keep_their_place_and_wake_others(url: str, consumer: SqliteConsumer) -> None:
+def test_messages_given_back_precede_every_priority_and_wake_others(url: str, consumer: SqliteConsumer) -> None:
     publish(url, "mail", *"abc")
     held = consumer.receive()
     consumer.set_window(0)
     other = consumer_of(url, "mail")
     assert other.receive() == []
     with consumer.transaction():
-        consumer.requeue(held[2])
-        consumer.requeue(held[0])
+        consumer.publish([publication("mail", "urgent", priority=9)])
+        for delivery in held:
+            consumer.publish([publication("mail", names([delivery])[0] or "", priority=0, first=True)])
+            consumer.ack(delivery)
+        consumer.publish([publication("mail", "later", delay=0.01, priority=3, first=True)])
     assert readable(other)
     again = other.receive()
-    assert names(again) == ["a", "c"]
-    assert all(delivery.redelivered for delivery in again)
+    assert names(again) == ["a", "b", "c", "urgent"]
+    assert not any(delivery.redelivered for delivery in again)
+    assert names(Hold(other).receive(1)) == ["later"]
     other.close()
+
+
+def test_what_was_delayed_has_no_precedence_once_it_is_due(url: str, consumer: SqliteConsumer) -> None:
+    consumer.publish([publication("mail", "delayed", delay=0.01, priority=3, first=True), publication("mail", "x", priority=4)])
+    consumer.set_window(1)
+    (first,) = Hold(consumer).receive(1)
+    eventually(lambda: consumer.tick() > 0.5, "the delayed one is let go")
+    consumer.publish([publication("mail", "y", priority=4)])
+    order = names([first])
+    held = first
+    for _ in range(2):
+        consumer.ack(held)
+        (held,) = Hold(consumer).receive(1)
+        order += names([held])
+    assert order == ["x", "y", "delayed"]
 
 
 def test_a_queue_that_is_full_does_not_starve_another(url: str) -> None:
@@ -105,14 +124,13 @@ def test_a_queue_that_is_full_does_not_starve_another(url: str) -> None:
 
 def test_a_transaction_that_fails_can_be_repeated(url: str, consumer: SqliteConsumer) -> None:
     publish(url, "mail", *"abc")
-    a, b, c = consumer.receive()
+    a, _, c = consumer.receive()
     results = SqliteResults(url, 60.0, consumer.database)
 
     def settle() -> None:
         assert consumer.publish([publication("other", "follow-up")]).confirmed
         results.store([Record(id="a", status="SUCCESS", meta=b"1")])
         consumer.ack(a)
-        consumer.requeue(b)
 
     with pytest.raises(ZeroDivisionError), consumer.transaction():
         settle()
@@ -122,7 +140,7 @@ def test_a_transaction_that_fails_can_be_repeated(url: str, consumer: SqliteCons
     with consumer.transaction():
         settle()
     assert results.fetch("a") is not None
-    assert names(consumer.receive()) == ["b"]
+    assert consumer.receive() == []
     consumer.ack(c)
     consumer.close()
     session = SqliteSession(settings_of(url), 5.0)
@@ -195,7 +213,8 @@ def test_a_dead_consumer_is_noticed_at_once(url: str, consumer: SqliteConsumer) 
         consumer.set_window(0)
         with consumer.transaction():
             for delivery in held:
-                consumer.requeue(delivery)
+                consumer.publish([publication("mail", names([delivery])[0] or "", first=True)])
+                consumer.ack(delivery)
         child.kill()
     assert sorted(times)[2] < 0.1, times
 

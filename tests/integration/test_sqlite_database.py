@@ -12,7 +12,10 @@ import pytest
 
 from taskq.broker.sqlite.properties import decode
 from taskq.errors import ConfigurationError, DatabaseError
-from taskq.sqlite import APPLICATION_ID, VERSION, Database, path_of
+from taskq.results.sqlite import SqliteResults
+from taskq.results.store import Record
+from taskq.schema import APPLICATION_ID, VERSION
+from taskq.sqlite import Database, path_of
 from tests.integration.sqlite_children import Child, consumer_of, publication, publish
 from tests.support import ROOT
 
@@ -61,6 +64,23 @@ def test_a_transaction_that_raises_changes_nothing(database: Database) -> None:
         assert heard == []
     assert heard == ["b"]
     assert database.execute("select name from queues") == [("b",)]
+
+
+def test_what_fails_before_the_commit_fails_the_transaction(database: Database) -> None:
+    def enter(name: str) -> None:
+        database.execute("insert into queues values (?, 0)", (name,))
+
+    with database.transaction():
+        database.before_commit(enter, "last")
+        database.before_commit(enter, "last")
+        enter("first")
+    assert database.execute("select name from queues order by name") == [("first",), ("last",)]
+    with pytest.raises(DatabaseError, match="UNIQUE"), database.transaction():
+        database.before_commit(enter, "last")
+        enter("second")
+    with database.transaction():
+        enter("third")
+    assert database.execute("select name from queues order by name") == [("first",), ("last",), ("third",)]
 
 
 def test_an_error_that_was_caught_inside_still_fails_the_transaction(database: Database) -> None:
@@ -118,6 +138,53 @@ def test_a_file_of_a_newer_taskq_is_refused(path: Path) -> None:
     newer.close()
     with pytest.raises(DatabaseError, match="upgrade taskq"):
         Database(path)
+
+
+def first_version(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    old = sqlite3.connect(path)
+    old.executescript(Path(__file__).with_name("sqlite_version_1.sql").read_text())
+    old.close()
+
+
+def test_a_file_of_an_older_taskq_is_brought_up_to_date_with_all_that_is_in_it(path: Path) -> None:
+    first_version(path)
+    url = f"sqlite:///{path}"
+    database = Database(path)
+    assert database.execute("pragma user_version") == [(VERSION,)]
+    new = Database(path.with_name("new.db"))
+    schema = "select type, name, replace(replace(sql, ' ', ''), char(10), '') from sqlite_master order by name"
+    assert database.execute(schema) == new.execute(schema)
+    assert database.execute("select queue, properties from messages where due = 4e9") != []
+    database.close()
+    new.close()
+    consumer = consumer_of(url, "mail")
+    arrived = [(decode(one.properties, one.body).correlation_id, one.redelivered) for one in consumer.receive()]
+    assert arrived == [("urgent", False), ("ready", False), ("held", True)]
+    results = SqliteResults(url, 60.0)
+    assert results.fetch("done") == Record("done", "SUCCESS", b'{"result": 1}')
+    results.close()
+    consumer.close()
+
+
+def test_several_processes_may_bring_a_file_up_to_date_at_once(path: Path) -> None:
+    first_version(path)
+    code = "import sys, pathlib; from taskq.sqlite import Database; Database(pathlib.Path(sys.argv[1]), 20.0)"
+    processes = [subprocess.Popen([sys.executable, "-c", code, path], cwd=ROOT) for _ in range(4)]
+    assert [process.wait(30) for process in processes] == [0] * 4
+
+
+def test_a_step_that_fails_leaves_the_file_as_it_was(path: Path) -> None:
+    first_version(path)
+    old = sqlite3.connect(path)
+    # Taken by somebody else: the second of the statements that the step consists of cannot be carried out.
+    old.execute("create table controls_expires (x)")
+    old.commit()
+    with pytest.raises(DatabaseError, match="controls_expires"):
+        Database(path)
+    assert old.execute("pragma user_version").fetchone() == (1,)
+    assert old.execute("select name from sqlite_master where name = 'controls'").fetchall() == []
+    old.close()
 
 
 def test_a_damaged_file_is_called_damaged(path: Path) -> None:

@@ -6,10 +6,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from taskq.errors import ResultTimeout
+from taskq.results.handle import AsyncResult
 from taskq.results.sqlite import SqliteResults
-from taskq.results.store import Record
+from taskq.results.store import Record, Status
 from taskq.sqlite import path_of
 from tests.integration.sqlite_children import Child
 from tests.support import eventually
@@ -39,10 +42,103 @@ def waiters(results: SqliteResults) -> int:
 def test_a_record_comes_back_and_a_later_one_replaces_it(results: SqliteResults) -> None:
     assert results.fetch("a") is None
     results.store([success("a", b"1"), success("b", b"\xff\0")])
-    results.store([Record(id="a", status="FAILURE", meta=b"2")])
-    assert results.fetch("a") == Record(id="a", status="FAILURE", meta=b"2")
+    results.store([success("a", b"2")])
+    assert results.fetch("a") == success("a", b"2")
     assert results.fetch("b") == success("b", b"\xff\0")
     assert results._database.execute("select count(*) from results") == [(2,)]
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "stands"),
+    [
+        ("STARTED", "STARTED", "later"),
+        ("STARTED", "SUCCESS", "later"),
+        ("STARTED", "FAILURE", "later"),
+        ("STARTED", "IGNORED", "later"),
+        ("FAILURE", "STARTED", "later"),
+        ("SUCCESS", "STARTED", "first"),
+        ("SUCCESS", "SUCCESS", "later"),
+        ("SUCCESS", "FAILURE", "first"),
+        ("SUCCESS", "REVOKED", "first"),
+        ("FAILURE", "SUCCESS", "later"),
+        ("FAILURE", "REVOKED", "later"),
+        ("REVOKED", "FAILURE", "later"),
+        ("IGNORED", "FAILURE", "later"),
+    ],
+)
+def test_a_success_stands_against_all_but_another(
+    url: str, results: SqliteResults, first: Status, later: Status, stands: str
+) -> None:
+    both = {"first": Record("a", first, b"1"), "later": Record("a", later, b"2")}
+    results.store([both["first"]])
+    results.store([both["later"]])
+    assert results.fetch("a") == both[stands]
+
+    results.store([both["first"], both["later"]])
+    assert results.fetch("a") == both[stands]
+
+
+@pytest.mark.parametrize("later", ["STARTED", "FAILURE"])
+def test_what_is_over_its_time_to_live_stands_against_nothing(url: str, results: SqliteResults, later: Status) -> None:
+    past = SqliteResults(url, -1.0)
+    past.store([success("a")])
+    results.store([Record("a", later, b"2")])
+    assert results.fetch("a") == Record("a", later, b"2")
+    past.close()
+
+
+def test_a_start_does_not_expire_and_its_end_does(url: str) -> None:
+    past = SqliteResults(url, -1.0)
+    past.store([Record("a", "STARTED", b"1")])
+    assert past.expire() == 0
+    assert past.fetch("a") == Record("a", "STARTED", b"1")
+    past.store([Record("a", "FAILURE", b"2")])
+    assert past.fetch("a") is None
+    assert past.expire() == 1
+    past.close()
+
+
+def test_a_start_wakes_nobody_and_the_end_after_it_everybody(url: str, results: SqliteResults) -> None:
+    child = Child("wait", url, "a", 30)
+    assert child.line() == "waiting"
+    eventually(lambda: waiters(results) == 1, "the child waits")
+    results.store([Record("a", "STARTED", b"1"), success("b")])
+    assert waiters(results) == 1
+    assert results.wait("a", 0.0) is None
+    assert results.wait("a", 0.05) is None
+    stored = time.monotonic()
+    results.store([success("a")])
+    assert child.line() == "SUCCESS"
+    assert time.monotonic() - stored < 0.5
+    child.result()
+    assert waiters(results) == 0
+
+
+def meta(status: Status, result: int | None = None) -> Record:
+    return Record("a", status, msgspec.json.encode({"task_id": "a", "status": status, "result": result, "traceback": None}))
+
+
+def nobody(task_id: str, terminate: bool) -> None:
+    raise AssertionError(f"{task_id} is not to be revoked, terminate={terminate}")
+
+
+def test_callers_wait_beyond_a_start(results: SqliteResults) -> None:
+    result: AsyncResult[int] = AsyncResult("a", lambda: results, nobody)
+    assert (result.status, result.ready()) == ("PENDING", False)
+    results.store([meta("STARTED")])
+    assert (result.status, result.ready(), result.wait(0)) == ("STARTED", False, False)
+    assert result.meta()["status"] == "STARTED"
+    with pytest.raises(ResultTimeout):
+        result.get(timeout=0)
+    results.store([meta("SUCCESS", 5)])
+    assert (result.status, result.ready(), result.get(timeout=0)) == ("SUCCESS", True, 5)
+
+
+def test_an_ignored_end_is_none(results: SqliteResults) -> None:
+    results.store([meta("IGNORED")])
+    result: AsyncResult[int | None] = AsyncResult("a", lambda: results, nobody)
+    assert (result.status, result.ready()) == ("IGNORED", True)
+    assert result.get(timeout=0) is None
 
 
 def test_records_expire(url: str, results: SqliteResults) -> None:

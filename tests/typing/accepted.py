@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import assert_type
 
-from taskq import AsyncResult, Attempt, Signature, Task, TaskQ, task
+from taskq import AsyncResult, Attempt, DeadLetter, Ignore, Reject, Retry, Signature, Task, TaskQ, task
+from taskq.attempt import Past
+from taskq.retry import RetryPolicy
 
 app = TaskQ("shop", broker="sqlite:////tmp/shop.db", backend="off", max_crashes=5)
 
@@ -40,6 +42,42 @@ def reusable_with_options(*numbers: float) -> float:
     return sum(numbers)
 
 
+@app.task(
+    bind=True, max_retries=5, autoretry_for=(OSError, TimeoutError), retry_backoff=True, time_limit=30, soft_time_limit=2.5
+)
+def fetch(self: Attempt, url: str) -> int:
+    if url == "now":
+        raise self.retry(countdown=1.5)
+    try:
+        return len(url)
+    except KeyError as error:
+        raise self.retry(exc=error, max_retries=None) from error
+    except ValueError as error:
+        # Nothing is missing after it: it never returns.
+        self.retry(error, eta=datetime.now(UTC))
+
+
+@app.task(bind=True, acks_late=False, on_worker_lost="fail", on_timeout="fail", retry_on=lambda error: error.args == ())
+def once(self: Attempt) -> None:
+    assert_type(self.retry(throw=False), Retry)
+    assert_type(self.history, tuple[Past, ...])
+    if self.deliveries > 1:
+        raise Reject("twice", requeue=True)
+    if self.crashes:
+        raise Reject(ValueError())
+    raise Ignore
+
+
+@task(max_retries=None, dont_autoretry_for=(KeyError,), default_retry_delay=10, retry_backoff=0.5, retry_backoff_max=60)
+def patient(text: str) -> str:
+    return text
+
+
+assert_type(fetch.delay("x"), AsyncResult[int])
+assert_type(fetch.retry_policy, RetryPolicy)
+assert_type(once.time_limit, float | None)
+assert_type(patient.apply_async(("x",), time_limit=5, soft_time_limit=2.5), AsyncResult[str])
+
 assert_type(add(1), int)
 assert_type(add.delay(1, b=2), AsyncResult[int])
 assert_type(add.delay(1).get(timeout=10), int)
@@ -59,7 +97,12 @@ assert_type(reusable_with_options.delay(1, 2.5, 3), AsyncResult[float])
 
 assert_type(app.send_many(add.s(n) for n in range(3)), list[AsyncResult[int]])
 assert_type(app.send_many([report.s("monday")])[0].get(), list[str])
-app.send_task("other.task", [1], {"b": 2}, queue="other")
+app.send_task("other.task", [1], {"b": 2}, queue="other").revoke(terminate=True)
+
+assert_type(app.dead_letters("mail", task="shop.mail"), Iterator[DeadLetter])
+assert_type(app.replay(reason="crashed", since=datetime.now(UTC), rate=10), int)
+assert_type(app.purge_dead("mail", ids=["1", "2"], dry_run=True), int)
+assert_type(app.paused(), frozenset[str])
 
 
 def every(signatures: Iterator[Signature[int]]) -> list[int]:

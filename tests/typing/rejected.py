@@ -26,6 +26,17 @@ def reusable_bound(attempt: Attempt, text: str) -> str:
     return text
 
 
+@app.task(bind=True)
+def again(attempt: Attempt) -> int:
+    attempt.retry(countdown="soon")  # rejected
+    return 1
+
+
+@app.task(bind=True)
+def perhaps(attempt: Attempt) -> int:  # rejected
+    attempt.retry(throw=False)
+
+
 add.delay()  # rejected
 add.delay("1")  # rejected
 add.delay(1, 2, 3)  # rejected
@@ -51,8 +62,11 @@ reusable_bound.s()  # rejected
 add.apply_async((1,), countdwn=5)  # rejected
 add.apply_async((1,), countdown="5")  # rejected
 add.apply_async((1,), priority=2.5)  # rejected
+add.apply_async((1,), time_limit="5")  # rejected
 app.send_task("shop.add", [1], queu="mail")  # rejected
 app.send_many([1])  # rejected
+app.purge_dead(resaon="crashed")  # rejected
+app.replay(since="2h")  # rejected
 
 
 @app.task(quue="mail")  # rejected
@@ -61,3 +75,15 @@ def misspelt_option() -> None: ...
 
 @app.task(bind=True)  # rejected
 def bound_without_attempt(day: str) -> None: ...
+
+
+@app.task(autoretry_for=OSError)  # rejected
+def no_tuple() -> None: ...
+
+
+@app.task(on_timeout="again")  # rejected
+def misspelt_choice() -> None: ...
+
+
+@app.task(retry_on=str.upper)  # rejected
+def no_question() -> None: ...

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from taskq.config import ABOUT, DEFAULTS, NAMES, Settings, load, masked, state_database
@@ -87,6 +88,43 @@ def test_numbers(value: Any) -> None:
     assert "grace= must be a number" in refusal(keywords={"grace": value})
 
 
+@pytest.mark.parametrize(
+    ("value", "size"),
+    [
+        (0, 0),
+        (1_000_000, 1_000_000),
+        ("1000000", 1_000_000),
+        ("200M", 200 * 1024**2),
+        ("1.5G", 1536 * 1024**2),
+        ("512KiB", 512 * 1024),
+        ("512 kb", 512 * 1024),
+        (" 2t ", 2 * 1024**4),
+        ("10B", 10),
+    ],
+)
+def test_sizes(value: Any, size: int) -> None:
+    for effective in (settings({"memory_limit": value}), settings(environment={"TASKQ_MEMORY_LIMIT": str(value)})):
+        assert effective.memory_limit == size
+        assert type(effective.memory_limit) is int
+
+
+@pytest.mark.parametrize("value", ["", "lots", "M", "200X", "200MM", "-1M", "1e9", "nan", "٣M", 1.5, True, [1], float("inf")])
+def test_what_is_no_size(value: Any) -> None:
+    message = refusal(keywords={"memory_limit": value})
+    assert message.startswith("memory_limit= must be a number of bytes, such as 200M, 1.5G or 512KiB, not ")
+
+
+def test_sizes_survive_the_way_from_the_zygote_to_the_supervisor() -> None:
+    effective = settings({"memory_limit": "200M", "max_memory_per_child": "1G"})
+    assert msgspec.json.decode(msgspec.json.encode(effective), type=Settings) == effective
+
+
+def test_a_soft_time_limit_that_is_never_reached_is_refused() -> None:
+    assert "soft_time_limit must be below time_limit=5, not 5" in refusal(keywords={"time_limit": 5, "soft_time_limit": 5.0})
+    assert settings({"soft_time_limit": 5}).time_limit == 0
+    assert settings({"time_limit": 5, "soft_time_limit": 4}).soft_time_limit == 4
+
+
 def test_choices() -> None:
     message = refusal(environment={"TASKQ_LOG_FORMAT": "xml"})
     assert message == "TASKQ_LOG_FORMAT must be one of console, json, not 'xml'"
@@ -99,7 +137,13 @@ def test_settings_that_must_be_above_zero(name: str) -> None:
     assert f"{name} must be above 0" in refusal(keywords={name: 0})
 
 
-@pytest.mark.parametrize("name", ["concurrency", "grace", "unknown_task_ttl", "queue_max_priority", "heartbeat"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("concurrency", "grace", "unknown_task_ttl", "queue_max_priority", "heartbeat"),
+        *("time_limit", "soft_time_limit", "memory_limit", "max_memory_per_child", "max_tasks_per_child"),
+    ],
+)
 def test_settings_that_must_not_be_negative(name: str) -> None:
     assert f"{name} must not be negative" in refusal(keywords={name: -1})
 

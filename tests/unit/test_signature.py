@@ -86,6 +86,26 @@ def test_an_expiry_is_seconds_or_a_moment() -> None:
         assert composed(1, expires=expires).message.headers["expires"] == "2024-05-06T07:09:09+00:00"
 
 
+def test_time_limits_are_in_celerys_order() -> None:
+    for options, limits in (
+        ({"time_limit": 30, "soft_time_limit": 20.5}, [30, 20.5]),
+        ({"time_limit": 30}, [30, None]),
+        ({"soft_time_limit": 20}, [None, 20]),
+    ):
+        theirs = Celery("shop", set_as_current=False).amqp.as_task_v2("1", "shop.pay", **options)
+        assert composed(1, **options).message.headers["timelimit"] == limits == theirs.headers["timelimit"]
+
+
+@pytest.mark.parametrize("name", ["time_limit", "soft_time_limit"])
+@pytest.mark.parametrize("limit", [0, -1.0, True, "5", float("nan"), float("inf"), [5]])
+def test_impossible_time_limits_are_refused(name: str, limit: Any) -> None:
+    assert refusal(**{name: limit}).startswith(f"{name} must be a number of seconds above 0, not ")
+
+
+def test_a_soft_time_limit_that_is_never_reached_is_refused() -> None:
+    assert "soft_time_limit=5 must be below time_limit=5" in refusal(time_limit=5, soft_time_limit=5.0)
+
+
 def test_impossible_options_are_refused() -> None:
     assert "exclude each other" in refusal(countdown=1, eta=NOW)
     assert "time zone" in refusal(eta=NOW.replace(tzinfo=None))

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from taskq import Attempt, TaskQ, task
+from taskq.attempt import current
 from taskq.errors import ArgumentRefused, ConfigurationError, NotBound
+from taskq.retry import RetryPolicy
 
 BROKER = "sqlite:////nowhere/unit.db"
 
@@ -58,6 +60,20 @@ def test_a_bound_task_called_plainly_gets_an_attempt(app: TaskQ) -> None:
 
     assert bound("k") == ("k", "bound", 1, True)
     assert bound(key="k") == ("k", "bound", 1, True)
+
+
+def test_an_attempt_knows_whether_anybody_would_retry_it(app: TaskQ) -> None:
+    @app.task(bind=True, name="inner", max_retries=7)
+    def inner(attempt: Attempt) -> tuple[str, bool, int | None]:
+        return attempt.id, attempt.called_directly, attempt.retry_policy.max_retries
+
+    assert inner()[1:] == (True, 7)
+    for running, answer in (("inner", ("id", False, 3)), ("outer", ("id", True, 7))):
+        token = current.set(Attempt("id", running))
+        try:
+            assert inner() == answer
+        finally:
+            current.reset(token)
 
 
 @pytest.mark.parametrize(
@@ -132,8 +148,68 @@ def test_async_functions_are_refused(app: TaskQ, options: dict[str, Any]) -> Non
 
 def test_an_unknown_option_is_refused(app: TaskQ) -> None:
     decorator: Any = app.task
-    with pytest.raises(ConfigurationError, match=r"unknown task option 'retry'; there are bind, "):
+    with pytest.raises(ConfigurationError, match=r"unknown task option 'retry'; there are acks_late, "):
         decorator(retry=3)(pay)
+
+
+def test_options_say_how_attempts_may_end(app: TaskQ) -> None:
+    plain = app.task(name="plain")(pay)
+    assert plain.retry_policy == RetryPolicy()
+    assert (plain.acks_late, plain.time_limit, plain.soft_time_limit) == (True, None, None)
+    assert (plain.on_worker_lost, plain.on_timeout) == ("retry", "fail")
+
+    careful = app.task(
+        name="careful",
+        max_retries=None,
+        autoretry_for=(OSError,),
+        retry_backoff=True,
+        acks_late=False,
+        time_limit=30,
+        soft_time_limit=20.5,
+        on_worker_lost="fail",
+    )(pay)
+    assert careful.retry_policy == RetryPolicy(max_retries=None, autoretry_for=(OSError,), retry_backoff=1.0)
+    assert (careful.acks_late, careful.time_limit, careful.soft_time_limit) == (False, 30, 20.5)
+    assert (careful.on_worker_lost, careful.on_timeout) == ("fail", "fail")
+
+
+def test_a_tasks_time_limits_are_read_where_it_runs_and_not_sent(app: TaskQ) -> None:
+    limited = app.task(name="limited", time_limit=30)(pay)
+    assert "time_limit" not in limited.s(1, 2.0).options
+    assert limited.signature((1, 2.0), time_limit=5).options["time_limit"] == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"autoretry_for": ValueError}, "autoretry_for must be a tuple of exception classes"),
+        ({"autoretry_for": (ValueError, "x")}, "autoretry_for must hold exception classes, and 'x' is none"),
+        ({"dont_autoretry_for": (int,)}, "dont_autoretry_for must hold exception classes, and <class 'int'> is none"),
+        ({"max_retries": -1}, "max_retries must be a whole number from 0, or None"),
+        ({"max_retries": True}, "max_retries must be a whole number"),
+        ({"max_retries": 2.0}, "max_retries must be a whole number"),
+        ({"default_retry_delay": True}, "default_retry_delay must be a number of seconds from 0, not True"),
+        ({"default_retry_delay": None}, "default_retry_delay must be a number"),
+        ({"retry_backoff": -1}, "retry_backoff must be a number"),
+        ({"retry_backoff": "2"}, "retry_backoff must be a number"),
+        ({"retry_backoff_max": float("inf")}, "retry_backoff_max must be a number"),
+        ({"retry_jitter": 1}, "retry_jitter must be True or False, not 1"),
+        ({"retry_on": "OSError"}, "retry_on must be a function"),
+        ({"acks_late": "no"}, "acks_late must be True or False, not 'no'"),
+        ({"acks_late": False, "on_worker_lost": "retry"}, "never runs twice, so on_worker_lost cannot be 'retry'"),
+        ({"acks_late": False, "on_timeout": "retry"}, "never runs twice, so on_timeout cannot be 'retry'"),
+        ({"time_limit": 0}, "time_limit must be a number of seconds above 0, not 0"),
+        ({"soft_time_limit": True}, "soft_time_limit must be a number of seconds above 0, not True"),
+        ({"time_limit": 5, "soft_time_limit": 6}, "soft_time_limit=6 must be below time_limit=5"),
+        ({"on_worker_lost": "retries"}, "on_worker_lost must be one of retry, fail, not 'retries'"),
+        ({"on_timeout": None}, "on_timeout must be one of retry, fail, not None"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(app: TaskQ, options: dict[str, Any], says: str) -> None:
+    decorator: Any = app.task
+    with pytest.raises(ConfigurationError, match=rf"^task 'odd': .*{re.escape(says)}"):
+        decorator(name="odd", **options)(pay)
+    assert "odd" not in app.tasks
 
 
 def test_two_functions_of_one_name_are_refused(app: TaskQ) -> None:

@@ -1,6 +1,6 @@
 """A pyamqp channel that waits for nothing it need not wait for, and that a failure closes for good.
 
-Acks, requeues and publications go into the connection's buffer. Publications are confirmed in a pipeline, each matched to its
+Acks, rejections and publications go into the connection's buffer. Publications are confirmed in a pipeline, each matched to its
 answer by delivery tag: py-amqp takes any answer for the one it waits for.
 """
 
@@ -71,6 +71,7 @@ class Channel(pyamqp.Channel):  # type: ignore[misc]
 
     def __init__(self, connection: Any, channel_id: int | None = None, on_open: Any = None) -> None:
         super().__init__(connection, channel_id, auto_decode=False, on_open=on_open)
+        self._beginning: dict[str, Callable[[], None]] = {}
         self._cancelling: dict[str, Callable[[], None]] = {}
         self._acked: list[int] = []
         self._settled: set[int] = set()
@@ -165,11 +166,6 @@ class Channel(pyamqp.Channel):  # type: ignore[misc]
         self._settled.add(delivery_tag)
         self._settle(spec.Basic.Reject, delivery_tag, flag=1 if requeue else 0)
 
-    def basic_nack(self, delivery_tag: int, requeue: bool) -> None:
-        """RabbitMQ's variant of ``basic_reject``."""
-        self._settled.add(delivery_tag)
-        self._settle(spec.Basic.Nack, delivery_tag, flag=2 if requeue else 0)
-
     def write_acks(self) -> None:
         """Write the acks since the last time: one for all up to a tag, as far as all up to it is settled, the rest singly."""
         acked, self._acked = self._acked, []
@@ -190,10 +186,24 @@ class Channel(pyamqp.Channel):  # type: ignore[misc]
         """For the consumers that begin after this. The broker's answer is not waited for."""
         self.send_method(spec.Basic.Qos, "lBb", (0, count, False))
 
+    def request_consume(self, queue: str, tag: str, callback: Callable[[Any], None], on_begun: Callable[[], None]) -> None:
+        """``on_begun`` is called when the broker has begun to deliver."""
+        self.callbacks[tag] = callback
+        self._beginning[tag] = on_begun
+        self.send_method(spec.Basic.Consume, "BssbbbbF", (0, queue, tag, False, False, False, False, {}))
+
+    def _on_basic_consume_ok(self, consumer_tag: str) -> None:
+        if on_begun := self._beginning.pop(consumer_tag, None):
+            on_begun()
+
     def request_cancel(self, consumer_tag: str, on_cancelled: Callable[[], None]) -> None:
         """Deliveries on their way still arrive, then ``on_cancelled`` is called."""
         self._cancelling[consumer_tag] = on_cancelled
         self.send_method(spec.Basic.Cancel, "sb", (consumer_tag, False))
+
+    def _setup_listeners(self) -> None:
+        super()._setup_listeners()
+        self._callbacks[spec.Basic.ConsumeOk] = self._on_basic_consume_ok
 
     def _on_basic_cancel_ok(self, consumer_tag: str) -> None:
         super()._on_basic_cancel_ok(consumer_tag)

@@ -1,7 +1,7 @@
 """The supervisor's hold on RabbitMQ: one connection that consumes, another that publishes, neither ever waited for.
 
 They are two, because a broker that is short of memory or disk stops reading from connections that publish, and acks must
-still pass. Acks and requeues wait in the buffer until the transaction ends or ``receive`` is called.
+still pass. Acks wait in the buffer until the transaction ends or ``receive`` is called.
 
 Invariant: a delivery is settled on the channel that brought it. Everything that breaks a connection, a channel or a
 subscription shows as ``ConnectionLost``, and the consumer is then closed.
@@ -10,112 +10,59 @@ subscription shows as ``ConnectionLost``, and the consumer is then closed.
 from __future__ import annotations
 
 import contextlib
-import functools
-import itertools
+import math
 import selectors
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from kombu import Queue
-
+from taskq import log
 from taskq.broker.amqp.connection import BROKEN, close, connect
+from taskq.broker.amqp.control import Controls, find_ends
 from taskq.broker.amqp.delivered import Delivered
 from taskq.broker.amqp.outbox import Outbox, Receipt
-from taskq.broker.amqp.topology import Topology, check_delay, refusal
+from taskq.broker.amqp.renewal import RENEW, Renewals, came_from_held
+from taskq.broker.amqp.subscription import Subscription
+from taskq.broker.amqp.topology import Topology, check_delay, lines, refusal
 from taskq.broker.amqp.transport import Connection
+from taskq.broker.amqp.window import Window
 from taskq.broker.interface import Delivery
 from taskq.config import Settings, masked
-from taskq.errors import ConnectionLost, TaskqError
+from taskq.control import Control
+from taskq.errors import ConnectionLost, TaskqError, UnsupportedFeature
 from taskq.message import Publication
 from taskq.sqlite import Database
 
 IDLE = 60.0
 #: How long after the last ack the connection stays open, in seconds.
 SETTLING = 0.1
-#: From this release on, giving back with basic.reject counts against x-delivery-limit, and with basic.nack it does not.
-NACK_IS_FREE = (4, 0)
 
-
-class _Subscription:
-    """One queue's consumers on the channel, and how many deliveries they may hold together.
-
-    RabbitMQ fixes a consumer's prefetch when it begins, and what a consumer holds stays its own after it is cancelled. So a
-    larger window adds a consumer with the difference; a smaller one cancels them all and begins again with the room that is
-    left, as what they held is settled. A tag is never used again: RabbitMQ 3.10 closes the connection with an internal error
-    when a tag that holds deliveries of a quorum queue consumes anew.
-    """
-
-    def __init__(self, channel: Any, queue: str, name: str, arrived: list[Delivery]) -> None:
-        self._queue = Queue(queue, channel=channel)
-        self._name = queue
-        self._channel = channel
-        self._tags = (f"{name}.{number}" for number in itertools.count())
-        self._arrived = arrived
-        self._wanted = 0
-        self._prefetch: dict[str, int] = {}
-        self._held: Counter[str] = Counter()
-        self._cancelling: set[str] = set()
-
-    def want(self, window: int) -> None:
-        """Hold at most ``window`` deliveries from now on; 0: fetch no more."""
-        self._wanted = window
-        self.adjust()
-
-    def adjust(self) -> None:
-        """Go towards the wanted window, as far as is possible now."""
-        if self._cancelling:
-            # what is still on its way is not counted yet
-            return
-        left_over = sum(held for tag, held in self._held.items() if tag not in self._prefetch)
-        room = self._wanted - left_over - sum(self._prefetch.values())
-        if room < 0 and self._prefetch:
-            self._cancelling.update(self._prefetch)
-            self._prefetch.clear()
-            for tag in tuple(self._cancelling):
-                self._channel.request_cancel(tag, functools.partial(self._on_cancelled, tag))
-        elif room >= max(1, self._wanted // 4):
-            # not for less: each consumer costs the broker something, and the room comes back in small pieces
-            tag = next(self._tags)
-            self._prefetch[tag] = room
-            self._channel.request_prefetch(room)
-            self._queue.consume(tag, self._on_message, no_ack=False, nowait=True)
-
-    def settled(self, message: Delivered) -> None:
-        """One delivery less is held."""
-        self._held[message.consumer_tag] -= 1
-        if not self._held[message.consumer_tag]:
-            del self._held[message.consumer_tag]
-
-    def _on_cancelled(self, tag: str) -> None:
-        self._cancelling.discard(tag)
-        self.adjust()
-
-    def _on_message(self, message: Delivered) -> None:
-        self._held[message.consumer_tag] += 1
-        self._arrived.append(Delivery(self._name, message, message.raw_properties, message.raw_body, message.redelivered))
+logger = log.get_logger("taskq.broker")
 
 
 class AmqpConsumer:
-    """Consumes ``queues``; see ``taskq.broker.interface.Consumer``."""
+    """Consumes ``queues``; see ``taskq.broker.interface.Consumer``. What is held for ``renew`` seconds is renewed."""
 
     database: Database | None = None
 
-    def __init__(self, settings: Settings, queues: Sequence[str]) -> None:
+    def __init__(self, settings: Settings, queues: Sequence[str], renew: float = RENEW) -> None:
         self._settings = settings
         self._queues = tuple(queues)
         self._selector = selectors.DefaultSelector()
         self._connections: list[Connection] = []
         self._arrived: list[Delivery] = []
-        self._subscriptions: dict[str, _Subscription] = {}
+        self._renew = renew
+        self._subscriptions: dict[str, Subscription] = {}
+        self._window = Window(())
+        self._look_at = math.inf
         self._channel: Any = None
         self._outbox: Outbox | None = None
-        self._nack_is_free = False
+        self._controls: Controls | None = None
+        self._held: Renewals | None = None
         self._settled_at = 0.0
         self._heartbeat = 0.0
-        self._next_heartbeat = 0.0
+        self._next_heartbeat = math.inf
 
     def connect(self, timeout: float) -> None:
         """Connect and declare the queues; fetching begins with ``set_window``. May block for ``timeout`` seconds.
@@ -136,16 +83,29 @@ class AmqpConsumer:
             # the answer to one question comes after all the declarations
             channel.queue_declare(self._queues[0], passive=True)
             self._outbox = Outbox(publishing.channel(), self._settings)
+            self._held = Renewals(channel, topology, self._outbox, self._renew)
+            self._read_controls(consuming, deadline)
         except BROKEN as error:
             self.close()
             raise refusal(error, self._settings) from error
         except TaskqError:
             self.close()
             raise
-        for number, queue in enumerate(self._queues):
-            self._subscriptions[queue] = _Subscription(channel, queue, f"taskq.{number}", self._arrived)
-        self._nack_is_free = consuming.server_version >= NACK_IS_FREE
+        sources = [(queue, source) for queue in self._queues for source in lines(queue)]
+        for number, (queue, source) in enumerate(sources):
+            self._subscriptions[f"taskq.{number}"] = Subscription(channel, queue, source, f"taskq.{number}", self._arrive)
+        self._window = Window(tuple(self._subscriptions.values()))
         self._heartbeat = min(connection.heartbeat for connection in self._connections)
+        self._next_heartbeat = 0.0 if self._heartbeat else math.inf
+
+    def _read_controls(self, connection: Connection, deadline: float) -> None:
+        try:
+            ends = find_ends(self._settings, deadline - time.monotonic())
+        except UnsupportedFeature as error:
+            logger.warning("control_unsupported", error=str(error))
+            return
+        self._controls = Controls(connection, ends)
+        self._controls.read_standing()
 
     def _open(self, name: str, deadline: float) -> Connection:
         connection = connect(
@@ -175,14 +135,22 @@ class AmqpConsumer:
 
     def set_window(self, count: int) -> None:
         """How many unacked deliveries to hold at most, shared between the queues; 0 stops the fetching."""
-        share = max(1, count // len(self._subscriptions)) if count else 0
         with self._guard():
-            for subscription in self._subscriptions.values():
-                subscription.want(share)
+            self._window.resize(count, len(self._held or ()))
             self._flush()
 
+    def set_paused(self, queues: frozenset[str]) -> None:
+        """Fetch nothing from these queues, nor from their lanes, until told otherwise."""
+        self._window.paused = queues
+        with self._guard():
+            self._flush()
+
+    def controls(self) -> list[Control]:
+        """The control entries since the last call; the first call returns all that stand."""
+        return [] if self._controls is None else self._controls.take()
+
     def transaction(self) -> AbstractContextManager[None]:
-        """What is published, acked and requeued inside goes out at the exit."""
+        """What is published and acked inside goes out at the exit."""
         return self._transaction()
 
     @contextlib.contextmanager
@@ -200,39 +168,56 @@ class AmqpConsumer:
         with self._guard():
             return self._outbox.send(publications)
 
+    def secure(self, delivery: Delivery) -> bool:
+        """Whether the delivery has been renewed: only a held queue says for certain that its consumer died."""
+        message = self._own(delivery)
+        with self._guard():
+            secured = self._held is not None and self._held.secure(message)
+            self._flush()
+        return secured
+
     def ack(self, delivery: Delivery) -> None:
         """The message is done with."""
-        self._settle(delivery).ack()
+        message = self._own(delivery)
+        message.ack()
+        if self._held is not None:
+            self._held.remove(message)
+        self._release(message.consumer_tag)
+        self._settled_at = time.monotonic()
 
-    def requeue(self, delivery: Delivery) -> None:
-        """Give the message back, ready for anyone, where it stood."""
-        message = self._settle(delivery)
-        if self._nack_is_free:
-            self._channel.basic_nack(message.delivery_tag, requeue=True)
-        else:
-            message.requeue()
-
-    def _settle(self, delivery: Delivery) -> Delivered:
+    def _own(self, delivery: Delivery) -> Delivered:
         message: Delivered = delivery.tag
         if message.channel is not self._channel or self._channel.connection is None:
             raise ConnectionLost(
                 f"the connection that brought a message of queue {delivery.queue!r} is gone; it is redelivered"
             )
-        self._subscriptions[delivery.queue].settled(message)
-        self._settled_at = time.monotonic()
         return message
+
+    def _arrive(self, subscription: Subscription, message: Delivered) -> None:
+        queue, now = subscription.queue, subscription.moved_at
+        if self._held is not None:
+            self._held.add(message, queue, now)
+        orphaned = subscription.source != queue and came_from_held(message)
+        redelivered = message.redelivered or orphaned
+        self._arrived.append(Delivery(queue, message, message.raw_properties, message.raw_body, redelivered, orphaned=orphaned))
+
+    def _release(self, consumer_tag: str) -> None:
+        """The consumer holds one delivery less; a held queue's has no subscription."""
+        subscription = self._subscriptions.get(consumer_tag.rpartition(".")[0])
+        if subscription is not None:
+            subscription.settled(consumer_tag)
 
     def tick(self) -> float:
         """Send heartbeats and look for the broker's; returns in how many seconds at the latest to call again."""
-        if not self._heartbeat:
-            return IDLE
         now = time.monotonic()
-        if now >= self._next_heartbeat:
-            self._next_heartbeat = now + self._heartbeat / 2
+        if now >= min(self._look_at, self._next_heartbeat):
             with self._guard():
-                for connection in self._connections:
-                    self._beat(connection)
-        return self._next_heartbeat - now
+                if now >= self._next_heartbeat:
+                    self._next_heartbeat = now + self._heartbeat / 2
+                    for connection in self._connections:
+                        self._beat(connection)
+                self._flush()
+        return max(0.0, min(self._look_at, self._next_heartbeat, now + IDLE) - now)
 
     def _beat(self, connection: Connection) -> None:
         # a process that was suspended finds the broker's heartbeats waiting in the socket
@@ -246,6 +231,7 @@ class AmqpConsumer:
         if self._channel is not None and self._channel.connection is not None:
             self._let_settlements_through()
         self._outbox = None
+        self._held = None
         self._channel = None
         self._selector.close()
         for connection in self._connections:
@@ -264,11 +250,16 @@ class AmqpConsumer:
         with contextlib.suppress(*BROKEN):
             while time.monotonic() < until:
                 self._channel.queue_declare(self._queues[0], passive=True)
+            if self._held is not None:
+                self._held.close()
 
     def _flush(self) -> None:
-        """Send what the sockets take; the descriptor wakes the caller when they take more."""
-        for subscription in self._subscriptions.values():
-            subscription.adjust()
+        """Do what is due, and send what the sockets take; the descriptor wakes the caller when they take more."""
+        if self._held is not None:
+            now = time.monotonic()
+            for tag in self._held.advance(now):
+                self._release(tag)
+            self._look_at = min(self._window.adjust(len(self._held), now), self._held.next)
         for connection in self._connections:
             wanted = selectors.EVENT_READ if connection.flush() else selectors.EVENT_READ | selectors.EVENT_WRITE
             if self._selector.get_key(connection.sock).events != wanted:

@@ -5,17 +5,22 @@ After an error a session is of no further use; the publisher opens another one.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from amqp.exceptions import NotFound
 
+from taskq.broker.amqp import control as streams
 from taskq.broker.amqp.connection import BROKEN, close, connect
+from taskq.broker.amqp.letters import AmqpLetters
 from taskq.broker.amqp.outbox import Outbox, Receipt
-from taskq.broker.amqp.topology import check_priority, refusal
+from taskq.broker.amqp.topology import check_priority, lines, refusal
+from taskq.broker.interface import Letters
 from taskq.config import Settings, masked
-from taskq.errors import BrokerError, ConnectionLost, PublishRejected, PublishTimeout
+from taskq.control import Control
+from taskq.errors import BrokerError, ConnectionLost, PublishRejected, PublishTimeout, UnsupportedFeature
 from taskq.message import Publication
 
 #: Seconds between a rejection and the next try.
@@ -28,6 +33,7 @@ class AmqpSession:
     def __init__(self, settings: Settings, timeout: float) -> None:
         self._settings = settings
         self._url = masked(settings.broker)
+        self._has_streams = False
         # no heartbeats: nobody sends any between two calls
         self._connection = connect(
             settings, timeout=timeout, heartbeat=0, silence=settings.publish_timeout / 2, name="publisher"
@@ -64,12 +70,49 @@ class AmqpSession:
             raise broken from error
 
     def depth(self, queue: str) -> int | None:
-        """How many messages are ready in the queue, or None where there is no such queue."""
-        return self._ask(lambda channel: channel.queue_declare(queue, passive=True).message_count)
+        """How many messages are ready in the queue and its lane, or None where there is no such queue."""
+        counts = [self._count(line) for line in lines(queue)]
+        return None if counts[-1] is None else sum(count or 0 for count in counts)
 
     def purge(self, queue: str) -> int:
-        """Delete the ready messages of the queue; returns how many. A queue that does not exist holds none."""
-        return self._ask(lambda channel: channel.queue_purge(queue)) or 0
+        """Delete the ready messages of the queue and its lane; returns how many. A queue that does not exist holds none."""
+        return sum(self._ask(line, lambda channel, line: channel.queue_purge(line)) or 0 for line in lines(queue))
+
+    def letters(self, queue: str) -> Letters:
+        """Open the queue to look at its ready messages and to take some out; there are none in one that does not exist.
+
+        Raises ``ConnectionLost``, as do the methods of what is returned.
+        """
+
+        def publish(publication: Publication) -> None:
+            self.publish([publication], time.monotonic() + self._settings.publish_timeout)
+
+        return AmqpLetters(self._connection, queue, self._count(queue) or 0, publish, self._guard)
+
+    def control(self, control: Control, deadline: float) -> None:
+        """Keep the entry durably and hand it to every worker, now and later.
+
+        Raises as ``publish``, and ``UnsupportedFeature`` where the broker has no streams.
+        """
+        if not self._has_streams:
+            streams.find_ends(self._settings, deadline - time.monotonic())
+            self._has_streams = True
+        self.publish([streams.publication(control)], deadline)
+
+    def controls(self) -> list[Control]:
+        """The entries that stand, oldest first. Raises ``BrokerUnreachable`` and ``ConnectionLost``."""
+        timeout = self._settings.publish_timeout
+        try:
+            ends = streams.find_ends(self._settings, timeout)
+        except UnsupportedFeature:
+            # where none can be kept, none stands
+            return []
+        self._connection.deadline = time.monotonic() + timeout
+        with self._guard():
+            controls = streams.Controls(self._connection, ends)
+            controls.read_standing()
+            controls.close()
+        return controls.take()
 
     def close(self) -> None:
         """Close the connection; waits for the broker's goodbye for at most a second."""
@@ -100,14 +143,24 @@ class AmqpSession:
                 broken.in_doubt = False
             raise broken from error
 
-    def _ask(self, question: Callable[[Any], int]) -> int | None:
-        """One question on a channel of its own: "no such queue" closes that channel, and nothing else."""
+    def _count(self, line: str) -> int | None:
+        return self._ask(line, lambda channel, line: channel.queue_declare(line, passive=True).message_count)
+
+    def _ask(self, line: str, question: Callable[[Any, str], int]) -> int | None:
+        """One question about a queue on a channel of its own: "no such queue" closes that channel, and nothing else."""
         self._connection.deadline = time.monotonic() + self._settings.publish_timeout
+        with self._guard():
+            try:
+                with self._connection.channel() as channel:
+                    return question(channel, line)
+            except NotFound:
+                return None
+
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        """After what a broken connection raises, the session is of no further use."""
         try:
-            with self._connection.channel() as channel:
-                return question(channel)
-        except NotFound:
-            return None
+            yield
         except BROKEN as error:
             raise self._broken(error) from error
 

@@ -1,4 +1,11 @@
-"""What taskq declares on RabbitMQ: queues, their dead-letter queues, and the exchanges that hold delayed messages.
+"""What taskq declares on RabbitMQ: queues with their company, and the exchanges that hold delayed messages.
+
+A queue's name says what it is for::
+
+    mail                  the queue
+    mail.returned         its lane: messages that have waited their turn and go first
+    mail.dead             its dead letters
+    mail.<unique>.held    one consumer's own: messages of the queue that it has held for long, see ``renewal``
 
 Everything is declared without waiting for the answer: on one channel RabbitMQ works in order, so that a declaration stands
 before the message that needs it, and a refused one closes the channel. ``refusal`` puts that into words.
@@ -27,6 +34,21 @@ from taskq.message import Publication, dead_letter_queue
 MAX_DELAY = 2**MAX_NUMBER_OF_BITS_TO_USE - 1
 #: AMQP's limit for names and routing keys, in bytes.
 MAX_NAME = 255
+#: How long a held queue stays when its consumer is gone, in seconds; what was in it has long moved on by then.
+HELD_QUEUE_EXPIRES = 86_400
+#: Where control entries are kept, see ``control``.
+PAUSES, REVOCATIONS = "taskq.control.pauses", "taskq.control.revocations"
+CONTROL_STREAMS: Mapping[str, Mapping[str, Any]] = {
+    PAUSES: {"x-queue-type": "stream", "x-stream-max-segment-size-bytes": 1_000_000},
+    REVOCATIONS: {
+        "x-queue-type": "stream",
+        "x-stream-max-segment-size-bytes": 1_000_000,
+        "x-max-age": "30D",
+        "x-max-length-bytes": 20_000_000,
+    },
+}
+_LANE = ".returned"
+_HELD = re.compile(r"\.[0-9a-f]{32}\.held$")
 _PREFIX = "taskq"
 _DELIVERY_EXCHANGE = f"{_PREFIX}_{CELERY_DELAYED_DELIVERY_EXCHANGE}"
 _DELAY_KEY = "*." * MAX_NUMBER_OF_BITS_TO_USE
@@ -34,12 +56,36 @@ _MISMATCH = re.compile(r"inequivalent arg '(?P<argument>[^']+)' for queue '(?P<q
 
 
 def is_dead_letter_queue(queue: str) -> bool:
-    """Whether the queue holds dead letters, and so has no dead-letter queue of its own."""
+    """Whether the queue holds dead letters, and so has neither a lane nor a dead-letter queue of its own."""
     return queue.endswith(dead_letter_queue(""))
+
+
+def lane(queue: str) -> str:
+    """The queue that is consumed together with ``queue``, for what goes first; dead letters have no such order."""
+    return queue if is_dead_letter_queue(queue) else f"{queue}{_LANE}"
+
+
+def lines(queue: str) -> tuple[str, ...]:
+    """The queues that hold the messages of ``queue``, what goes first before the rest."""
+    return tuple(dict.fromkeys((lane(queue), queue)))
+
+
+def held_queue(queue: str, unique: str) -> str:
+    """The queue in which one consumer keeps what it has held of ``queue`` for long; ``unique`` is a UUID's 32 digits."""
+    return f"{queue}.{unique}.held"
+
+
+def is_held_queue(queue: str) -> bool:
+    """Whether the queue is one consumer's own."""
+    return _HELD.search(queue) is not None
 
 
 def queue_arguments(queue: str, settings: Settings) -> Mapping[str, Any]:
     """The arguments of a queue's declaration. Classic queues have none, as those of a Celery fleet."""
+    if queue in CONTROL_STREAMS:
+        return CONTROL_STREAMS[queue]
+    if is_held_queue(queue):
+        return _held_arguments(_HELD.sub("", queue))
     if settings.queue_type == "classic":
         if settings.queue_max_priority and not is_dead_letter_queue(queue):
             return {"x-max-priority": settings.queue_max_priority}
@@ -49,10 +95,27 @@ def queue_arguments(queue: str, settings: Settings) -> Mapping[str, Any]:
     return {
         "x-queue-type": "quorum",
         "x-dead-letter-exchange": "",
-        "x-dead-letter-routing-key": dead_letter_queue(queue),
+        "x-dead-letter-routing-key": dead_letter_queue(queue.removesuffix(_LANE)),
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",
         "x-delivery-limit": settings.delivery_limit,
+    }
+
+
+def _held_arguments(queue: str) -> Mapping[str, Any]:
+    """What comes back to a held queue, because its consumer is gone, moves on to the lane as soon as it is a second old.
+
+    RabbitMQ expires no message that a consumer holds, and keeps the age of one that comes back. Quorum whatever
+    ``queue_type`` says: nobody else uses the queue, and only quorum queues pass on without a loss.
+    """
+    return {
+        "x-queue-type": "quorum",
+        "x-message-ttl": 1000,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": lane(queue),
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+        "x-expires": HELD_QUEUE_EXPIRES * 1000,
     }
 
 
@@ -67,10 +130,10 @@ class Topology:
         self._levels = False
 
     def declare(self, queue: str) -> None:
-        """The queue and its dead-letter queue, unless done before."""
+        """The queue, its lane and its dead-letter queue, unless done before."""
         if queue in self._queues:
             return
-        names = [queue] if is_dead_letter_queue(queue) else [queue, dead_letter_queue(queue)]
+        names = _company(queue)
         for name in names:
             self._channel.queue_declare(
                 name, durable=True, auto_delete=False, nowait=True, arguments=queue_arguments(name, self._settings)
@@ -79,7 +142,7 @@ class Topology:
 
     def forget(self, queue: str) -> None:
         """The broker does not know the queue any more: declare it again when it is needed again."""
-        self._queues -= {queue, dead_letter_queue(queue)}
+        self._queues.difference_update(_company(queue))
         self._delayed.discard(queue)
         self._levels = False
 
@@ -87,7 +150,7 @@ class Topology:
         """Exchange and routing key for the publication, everything on the way declared."""
         self.declare(publication.queue)
         if publication.delay <= 0:
-            return "", publication.queue
+            return "", lane(publication.queue) if publication.first else publication.queue
         self._declare_delayed(publication.queue)
         return level_name(MAX_LEVEL, _PREFIX), calculate_routing_key(math.ceil(publication.delay), publication.queue)
 
@@ -123,6 +186,12 @@ class Topology:
             channel.exchange_bind(below, name, f"{any_higher_bits}0.#", nowait=True)
 
 
+def _company(queue: str) -> tuple[str, ...]:
+    """The queue and what is declared with it."""
+    alone = is_dead_letter_queue(queue) or is_held_queue(queue) or queue in CONTROL_STREAMS
+    return (queue,) if alone else (queue, lane(queue), dead_letter_queue(queue))
+
+
 def check_priority(publication: Publication, settings: Settings) -> None:
     """Raises ``UnsupportedFeature`` for a priority that the queue does not have."""
     queue, priority = publication.queue, publication.message.priority or 0
@@ -141,9 +210,11 @@ def check_priority(publication: Publication, settings: Settings) -> None:
 def check_route(publication: Publication) -> None:
     """Raises ``UnsupportedFeature`` for a queue name or a delay that RabbitMQ cannot carry."""
     queue, delay = publication.queue, publication.delay
-    size = len(dead_letter_queue(queue).encode())
+    size = max(len(name.encode()) for name in _company(queue))
     if not queue or size > MAX_NAME:
-        raise UnsupportedFeature(f"queue {queue!r}: RabbitMQ takes names of 1 to {MAX_NAME - len(dead_letter_queue(''))} bytes")
+        raise UnsupportedFeature(f"queue {queue!r}: RabbitMQ takes names of 1 to {MAX_NAME - len(_LANE)} bytes")
+    if queue.endswith(_LANE):
+        raise UnsupportedFeature(f"queue {queue!r}: taskq keeps in {queue!r} what goes first in another queue; rename yours")
     if delay > MAX_DELAY:
         raise UnsupportedFeature(
             f"a delay of {delay:g} s for queue {queue!r}: RabbitMQ holds a message for {MAX_DELAY} s at most"

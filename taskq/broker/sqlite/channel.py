@@ -28,6 +28,8 @@ from taskq.sqlite import Database
 if TYPE_CHECKING:
     from taskq.broker.sqlite.transport import Transport
 
+#: The priority of a row that goes ahead of all others; those of messages are 0 to 9.
+FIRST = 10
 #: How many messages to claim at once where the consumer sets no prefetch count.
 _BATCH = 100
 
@@ -104,6 +106,8 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         self.database: Database = connection.database
         #: Whether a queue may hold more than was last claimed.
         self.hungry = True
+        #: Queues to claim nothing from, though they are consumed.
+        self.paused: frozenset[str] = frozenset()
         self._consuming: dict[str, tuple[bool, Callable[[Message], Any]]] = {}
         self._claimed: deque[Message] = deque()
 
@@ -247,15 +251,20 @@ class Channel(virtual.Channel):  # type: ignore[misc]
                     self._new_queue(queue)
                 self.put(queue, message)
 
-    def put(self, queue: str, message: dict[str, Any]) -> None:
-        """Store a prepared message in this queue; inside a transaction."""
+    def put(self, queue: str, message: dict[str, Any], *, first: bool = False) -> None:
+        """Store a prepared message in this queue; inside a transaction.
+
+        With ``first`` it goes ahead of what waits there, but for those that came the same way before; a delayed message has its
+        turn still to come, so that it waits like any other.
+        """
         body, properties = message["body"], message["properties"]
         delay = float(properties.get("delay") or 0.0)
+        priority = 0 if properties.get("priority") is None else self._get_message_priority(message)
         self.database.execute(
             "insert into messages (queue, priority, due, properties, body) values (?, ?, ?, ?, ?)",
             (
                 queue,
-                0 if properties.get("priority") is None else self._get_message_priority(message),
+                FIRST if first and delay <= 0 else priority,
                 time.time() + delay if delay > 0 else None,
                 encode(message),
                 body.encode() if isinstance(body, str) else body,
@@ -341,7 +350,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
 
     def _claim_for_consumers(self) -> None:
         more = False
-        for queue in list(self._consuming):
+        for queue in [queue for queue in self._consuming if queue not in self.paused]:
             room = self.qos.can_consume_max_estimate()
             if not room:
                 more = True

@@ -1,6 +1,6 @@
 """The supervisor's hold on the embedded broker: claims in batches, settles in one transaction.
 
-Invariant: what is published, stored, acked and requeued inside one ``transaction`` happens together or not at all; after an
+Invariant: what is published, stored and acked inside one ``transaction`` happens together or not at all; after an
 error all is as it was before, in memory too, so that the caller may repeat it. ``DatabaseError`` leaves the consumer usable.
 """
 
@@ -13,11 +13,14 @@ from queue import Empty
 import kombu
 
 from taskq.broker.interface import Delivery
+from taskq.broker.sqlite import controls
 from taskq.broker.sqlite.channel import Channel
 from taskq.broker.sqlite.message import Message
-from taskq.broker.sqlite.session import connect, declare, publish
+from taskq.broker.sqlite.publication import declare, publish
+from taskq.broker.sqlite.session import connect
 from taskq.broker.sqlite.transport import Transport
 from taskq.config import Settings
+from taskq.control import Control
 from taskq.message import Publication
 from taskq.sqlite import Database
 
@@ -39,7 +42,7 @@ class SqliteConsumer:
         self._window = 0
         self._arrived: list[Delivery] = []
         self._acked: list[int] = []
-        self._requeued: list[int] = []
+        self._controls: list[Control] = []
 
     def connect(self, timeout: float) -> None:
         """Open the file, declare the queues and begin to consume; raises ``DatabaseError``."""
@@ -51,6 +54,9 @@ class SqliteConsumer:
             declare(self._channel, name)
         queues = [kombu.Queue(name, kombu.Exchange(""), routing_key=name) for name in self._queues]
         kombu.Consumer(self._channel, queues, on_message=self._on_message, auto_declare=False).consume()
+        # From here on the pipe is there to be told of what comes after these.
+        self._reader = controls.Reader(self.database)
+        self._read_controls()
 
     def fileno(self) -> int:
         """A descriptor that is readable when ``receive`` has something to do."""
@@ -60,6 +66,7 @@ class SqliteConsumer:
         """What is ready, claimed for this consumer, at most what the window has room for."""
         self._flush()
         self._transport.attend(0.0)
+        self._read_controls()
         if self._has_room():
             self._channel.basic_qos(prefetch_count=self._window)
             # Empty: woken for a message that another consumer got.
@@ -73,22 +80,34 @@ class SqliteConsumer:
         self._window = count
         self._ask_for_more()
 
+    def set_paused(self, queues: frozenset[str]) -> None:
+        """Claim nothing from these queues, until told otherwise."""
+        resumed = self._channel.paused - queues
+        self._channel.paused = queues
+        if resumed:
+            self._channel.hungry = True
+            self._ask_for_more()
+
+    def controls(self) -> list[Control]:
+        """The control entries since the last call; the first call after ``connect`` returns all that stand."""
+        entries, self._controls = self._controls, []
+        return entries
+
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """What is published, acked and requeued inside, and stored on the same ``database``, takes effect together at the exit.
+        """What is published and acked inside, and stored on the same ``database``, takes effect together at the exit.
 
         Raises ``DatabaseError``; then nothing has taken effect.
         """
-        acked, requeued = len(self._acked), len(self._requeued)
+        acked = len(self._acked)
         try:
             with self._channel.database.transaction():
                 yield
-                self._channel.settle(self._acked, self._requeued)
+                self._channel.settle(self._acked)
         except BaseException:
-            del self._acked[acked:], self._requeued[requeued:]
+            del self._acked[acked:]
             raise
         self._acked.clear()
-        self._requeued.clear()
         self._ask_for_more()
 
     def publish(self, publications: Iterable[Publication]) -> Committed:
@@ -96,13 +115,13 @@ class SqliteConsumer:
         publish(self._channel, publications)
         return Committed()
 
+    def secure(self, delivery: Delivery) -> bool:  # noqa: ARG002  # the interface's signature
+        """It is: a row that carries the id of a dead consumer is given back as what it is."""
+        return True
+
     def ack(self, delivery: Delivery) -> None:
         """The message is done with, as of the exit of the transaction or the next ``receive`` or ``tick``."""
         self._acked.append(delivery.tag)
-
-    def requeue(self, delivery: Delivery) -> None:
-        """Give the message back, as of the exit of the transaction or the next ``receive`` or ``tick``; it keeps its place."""
-        self._requeued.append(delivery.tag)
 
     def tick(self) -> float:
         """Release what the dead held, let due messages go; returns in how many seconds to call again.
@@ -111,6 +130,8 @@ class SqliteConsumer:
         """
         self._flush()
         seconds = self._transport.perform_duties()
+        if self._read_controls():
+            self._transport.watch.pipe.ring()
         self._ask_for_more()
         return seconds
 
@@ -123,8 +144,25 @@ class SqliteConsumer:
 
     def _on_message(self, message: Message) -> None:
         self._arrived.append(
-            Delivery(message.queue, message.delivery_tag, message.stored_properties, message.stored_body, message.redelivered)
+            Delivery(
+                message.queue,
+                message.delivery_tag,
+                message.stored_properties,
+                message.stored_body,
+                message.redelivered,
+                orphaned=message.redelivered,
+            )
         )
+
+    def _read_controls(self) -> bool:
+        """Read what no call of ``controls`` has returned yet, if there may be any; returns whether there was."""
+        if not self._transport.controls_due:
+            return False
+        # Before the look, so that what comes during it is looked for again.
+        self._transport.controls_due = False
+        entries = self._reader.read()
+        self._controls += entries
+        return bool(entries)
 
     def _has_room(self) -> bool:
         return len(self._channel.qos.held) < self._window
@@ -135,6 +173,6 @@ class SqliteConsumer:
             self._transport.watch.pipe.ring()
 
     def _flush(self) -> None:
-        if self._acked or self._requeued:
+        if self._acked:
             with self.transaction():
                 pass

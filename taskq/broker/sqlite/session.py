@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import kombu
 
 from taskq import liveness
+from taskq.broker.sqlite import controls
 from taskq.broker.sqlite.channel import Channel
+from taskq.broker.sqlite.letters import SqliteLetters
+from taskq.broker.sqlite.publication import publish
 from taskq.config import Settings
-from taskq.message import Publication, dead_letter_queue
+from taskq.control import Control
+from taskq.message import Publication
 
 
 class SqliteSession:
@@ -20,6 +24,7 @@ class SqliteSession:
         self._connection = connect(settings.broker, timeout)
         self._channel: Channel = self._connection.channel()
         self.database = self._channel.database
+        self._patience = settings.publish_timeout
 
     def publish(self, publications: Sequence[Publication], deadline: float) -> None:
         """Store all of the messages durably, or raise ``DatabaseError`` and store none.
@@ -42,6 +47,21 @@ class SqliteSession:
         count: int = self._channel.queue_purge(queue)
         return count
 
+    def letters(self, queue: str) -> SqliteLetters:
+        """Open the queue to look at its ready messages and to take some out."""
+        # Not what the last publication had left: this is used for long.
+        self.database.set_busy_timeout(self._patience)
+        return SqliteLetters(self._channel, queue)
+
+    def control(self, control: Control, deadline: float) -> None:
+        """Keep the entry durably and hand it to every worker, now and later; raises as ``publish``."""
+        self.database.set_busy_timeout(deadline - time.monotonic())
+        controls.keep(self.database, control)
+
+    def controls(self) -> list[Control]:
+        """The entries that stand, oldest first."""
+        return controls.Reader(self.database).read()
+
     def close(self) -> None:
         """Close the connection."""
         self._connection.release()
@@ -53,38 +73,3 @@ def connect(url: str, timeout: float) -> kombu.Connection:
     # Kombu's default is to wait for two seconds before it says what is wrong.
     connection.ensure_connection(max_retries=1, interval_start=0, timeout=timeout, reraise_as_library_errors=False)
     return connection
-
-
-def publish(channel: Channel, publications: Iterable[Publication]) -> None:
-    """Declare the queues and store the messages in one transaction, or as a part of the current one."""
-    declared: set[str] = set()
-    with channel.database.transaction():
-        for publication in publications:
-            if publication.queue not in declared:
-                declare(channel, publication.queue)
-                declared.add(publication.queue)
-            message = publication.message
-            channel.put(
-                publication.queue,
-                {
-                    "body": message.body,
-                    "content-type": message.content_type,
-                    "content-encoding": message.content_encoding,
-                    "headers": message.headers,
-                    "properties": {
-                        "correlation_id": message.correlation_id,
-                        "reply_to": message.reply_to,
-                        "priority": message.priority,
-                        "delay": publication.delay,
-                        "delivery_mode": 2,
-                        "delivery_info": {"exchange": "", "routing_key": publication.queue},
-                    },
-                },
-            )
-
-
-def declare(channel: Channel, queue: str) -> None:
-    """Make the queue and the one of its dead letters."""
-    channel.new_queue(queue)
-    if queue != dead_letter_queue(queue.removesuffix(".dead")):
-        channel.new_queue(dead_letter_queue(queue))

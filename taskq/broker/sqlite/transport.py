@@ -39,6 +39,8 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self._watch: liveness.Watch | None = None
         self._next_look = 0.0
         self._next_due: float | None = 0.0
+        #: Whether there may be control entries that nobody has read through this connection.
+        self.controls_due = True
 
     def establish_connection(self) -> Transport:
         """Open the file, and release what dead consumers held; raises ``DatabaseError``."""
@@ -148,6 +150,8 @@ class Transport(virtual.Transport):  # type: ignore[misc]
                 opened.hungry = True
         if liveness.DUE in news:
             self._next_due = 0.0
+        if liveness.CONTROL in news:
+            self.controls_due = True
         if liveness.DEATH in news or (liveness.PEERS in news and self.watch.look_around()):
             liveness.reap(self.database, "consumer")
 
@@ -168,6 +172,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self.watch.look_around()
         liveness.reap(self.database, "consumer")
         self._next_due = 0.0
+        self.controls_due = True
         for opened in self.channels:
             opened.hungry = True
 

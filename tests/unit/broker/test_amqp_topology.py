@@ -8,7 +8,16 @@ import pytest
 from amqp import spec
 from amqp.exceptions import AccessRefused, PreconditionFailed
 
-from taskq.broker.amqp.topology import check_priority, check_route, queue_arguments, refusal
+from taskq.broker.amqp.topology import (
+    check_priority,
+    check_route,
+    held_queue,
+    is_held_queue,
+    lane,
+    lines,
+    queue_arguments,
+    refusal,
+)
 from taskq.config import Settings, load
 from taskq.errors import BrokerUnreachable, ConnectionLost, PublishRejected, QueueMismatch, UnsupportedFeature
 from taskq.message import Message, Publication
@@ -32,6 +41,21 @@ def test_a_quorum_queue_dead_letters_at_least_once() -> None:
         "x-delivery-limit": 7,
     }
     assert queue_arguments("mail.dead", settings()) == {"x-queue-type": "quorum"}
+    assert queue_arguments(lane("mail"), settings()) == queue_arguments("mail", settings())
+
+
+def test_a_queue_has_a_lane_unless_it_holds_dead_letters() -> None:
+    assert lines("mail") == ("mail.returned", "mail")
+    assert lines("mail.dead") == ("mail.dead",)
+
+
+def test_what_comes_back_to_a_held_queue_moves_on_to_the_lane() -> None:
+    name = held_queue("mail", "0" * 32)
+    assert is_held_queue(name)
+    assert not is_held_queue("mail.held")
+    arguments = queue_arguments(name, settings(queue_type="classic"))
+    assert arguments["x-dead-letter-routing-key"] == "mail.returned"
+    assert arguments["x-dead-letter-strategy"] == "at-least-once"
 
 
 def test_a_classic_queue_is_declared_as_celery_declares_it() -> None:
@@ -58,7 +82,8 @@ def test_a_priority_that_the_queue_does_not_have(keywords: dict[str, Any], text:
     "refused",
     [
         publication(""),
-        publication("q" * 251),
+        publication("q" * 247),
+        publication("mail.returned"),
         publication(delay=2**28),
         publication("q" * 200, delay=1),
         publication("mail.*", delay=1),
@@ -66,12 +91,12 @@ def test_a_priority_that_the_queue_does_not_have(keywords: dict[str, Any], text:
     ],
 )
 def test_a_route_that_rabbitmq_cannot_carry(refused: Publication) -> None:
-    with pytest.raises(UnsupportedFeature, match=r"RabbitMQ|bytes"):
+    with pytest.raises(UnsupportedFeature, match=r"RabbitMQ|bytes|rename"):
         check_route(refused)
 
 
 def test_the_longest_names_and_delays() -> None:
-    check_route(publication("q" * 250))
+    check_route(publication("q" * 246))
     check_route(publication("q" * 199, delay=2**28 - 1))
 
 

@@ -13,11 +13,15 @@ from click.testing import CliRunner
 from taskq.cli.main import COMMANDS, cli
 from taskq.config import NAMES
 
-each_command = pytest.mark.parametrize("name", COMMANDS)
+DEAD = [f"dead {name}" for name in ("list", "show", "replay", "purge")]
+each_command = pytest.mark.parametrize("name", [*(name for name in COMMANDS if name != "dead"), *DEAD])
 
 
 def command(name: str) -> click.Command:
-    found = cli.get_command(click.Context(cli), name)
+    found: click.Command | None = cli
+    for word in name.split():
+        assert isinstance(found, click.Group)
+        found = found.get_command(click.Context(found), word)
     assert found is not None
     return found
 
@@ -35,7 +39,7 @@ def test_help_is_what_one_gets_without_a_command() -> None:
 
 @each_command
 def test_every_command_has_help_with_an_example_that_names_it(name: str) -> None:
-    shown = CliRunner().invoke(cli, [name, "--help"])
+    shown = CliRunner().invoke(cli, [*name.split(), "--help"])
     assert shown.exit_code == 0
     assert re.search(rf"Examples?:\n(.*\n)* +(\w+=\w+ )?taskq {name}\b", shown.output)
 
@@ -45,9 +49,17 @@ def test_every_command_but_the_demo_takes_the_app(name: str) -> None:
     assert ({"-A", "--app"} <= options(name)) == (name != "demo")
 
 
-@pytest.mark.parametrize("name", ["send", "result", "queues", "purge", "config"])
+@pytest.mark.parametrize("name", ["send", "result", "queues", "purge", "config", "revoke", "pause", "resume", *DEAD])
 def test_commands_that_print_data_print_json(name: str) -> None:
     assert "--json" in options(name)
+
+
+def test_dead_letters_are_chosen_in_the_same_way_whatever_is_done_with_them() -> None:
+    group = command("dead")
+    assert isinstance(group, click.Group)
+    assert {f"dead {name}" for name in group.commands} == set(DEAD)
+    for name in DEAD:
+        assert {"--task", "--reason", "--since", "--id", "names"} <= options(name)
 
 
 @pytest.mark.parametrize("name", ["worker", "config"])
@@ -75,6 +87,11 @@ def test_no_option_of_a_command_means_two_things(name: str) -> None:
         (["send", "add", "--kwargs", "[1]"], "is JSON of another kind; write an object such as"),
         (["send", "add", "--priority", "10"], "10 is not in the range 0<=x<=9"),
         (["purge"], "Missing argument 'QUEUE'"),
+        (["revoke"], "Missing argument 'ID...'"),
+        (["pause"], "Missing argument 'QUEUE...'"),
+        (["dead", "lst"], "No such command 'lst'"),
+        (["dead", "list", "--since", "yesterday"], "'yesterday' is no moment; write 2026-11-22T08:00, or 15m"),
+        (["dead", "replay", "--rate", "0"], "Invalid value for '--rate': 0 is not a number above 0"),
     ],
 )
 def test_wrong_usage_is_said_and_exits_2(arguments: list[str], message: str) -> None:

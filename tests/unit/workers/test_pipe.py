@@ -12,8 +12,19 @@ from hypothesis import strategies as st
 from taskq.broker.interface import Delivery
 from taskq.message import Message, Publication
 from taskq.results.store import Record
-from taskq.workers.outcome import GIVEN_BACK, SUCCEEDED, Outcome
-from taskq.workers.pipe import DONE, OUTCOME, READY, SKIPPED, deliveries, pack_delivery, pack_report, unpack_reports
+from taskq.workers.outcome import SUCCEEDED, Outcome
+from taskq.workers.pipe import (
+    ASKED,
+    DONE,
+    OUTCOME,
+    READY,
+    SKIPPED,
+    Inbox,
+    pack_answer,
+    pack_delivery,
+    pack_report,
+    unpack_reports,
+)
 
 FAILED = Outcome(
     "failed",
@@ -26,7 +37,7 @@ def delivery(queue: str = "mail", properties: bytes = b"{}", body: bytes = b"[]"
     return Delivery(queue, 7, properties, body, redelivered)
 
 
-def received(chunks: Sequence[bytes]) -> list[tuple[int, str, bytes, bytes, bool, int]]:
+def received(chunks: Sequence[bytes]) -> list[tuple[int, str, bytes, bytes, bool]]:
     """What a child reads when these bytes arrive one after the other and the pipe is closed."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
@@ -38,16 +49,15 @@ def received(chunks: Sequence[bytes]) -> list[tuple[int, str, bytes, bytes, bool
     sender = threading.Thread(target=send)
     sender.start()
     with theirs:
-        read = [(n, d.queue, d.properties, d.body, d.redelivered, d.crashes) for n, d in deliveries(theirs)]
+        read = [(n, d.queue, d.properties, d.body, d.redelivered) for n, d in Inbox(theirs)]
     sender.join()
     return read
 
 
 def test_deliveries_split_at_every_byte() -> None:
-    crashed = delivery("größe", b"\x00props", b"x" * 50, redelivered=True)
-    crashed.crashes = 2
-    data = pack_delivery(1, delivery()) + pack_delivery(2**40, crashed)
-    whole = [(1, "mail", b"{}", b"[]", False, 0), (2**40, "größe", b"\x00props", b"x" * 50, True, 2)]
+    other = delivery("größe", b"\x00props", b"x" * 50, redelivered=True)
+    data = pack_delivery(1, delivery()) + pack_delivery(2**40, other)
+    whole = [(1, "mail", b"{}", b"[]", False), (2**40, "größe", b"\x00props", b"x" * 50, True)]
     assert received([data]) == whole
     assert received([data[index : index + 1] for index in range(len(data))]) == whole
     for cut in range(1, len(data)):
@@ -61,7 +71,7 @@ def test_a_delivery_that_was_cut_off_is_as_if_never_sent() -> None:
 
 
 def test_an_empty_delivery() -> None:
-    assert received([pack_delivery(1, delivery("", b"", b""))]) == [(1, "", b"", b"", False, 0)]
+    assert received([pack_delivery(1, delivery("", b"", b""))]) == [(1, "", b"", b"", False)]
 
 
 def test_reports_split_at_every_byte() -> None:
@@ -82,13 +92,33 @@ def test_a_report_that_was_cut_off_is_as_if_never_written() -> None:
         assert rest == last[:cut]
 
 
-@given(st.text(max_size=20), st.binary(max_size=200), st.binary(max_size=200), st.booleans(), st.integers(0, 2**16 - 1))
-def test_any_delivery_arrives_as_it_was(queue: str, properties: bytes, body: bytes, redelivered: bool, crashes: int) -> None:
+@given(st.text(max_size=20), st.binary(max_size=200), st.binary(max_size=200), st.booleans())
+def test_any_delivery_arrives_as_it_was(queue: str, properties: bytes, body: bytes, redelivered: bool) -> None:
     sent = delivery(queue, properties, body, redelivered=redelivered)
-    sent.crashes = crashes
-    assert received([pack_delivery(3, sent)]) == [(3, queue, properties, body, redelivered, crashes)]
+    assert received([pack_delivery(3, sent)]) == [(3, queue, properties, body, redelivered)]
+
+
+def test_an_answer_is_found_among_the_deliveries_and_they_are_kept() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        frames = [
+            pack_delivery(1, delivery()),
+            pack_delivery(2, delivery()),
+            pack_answer(1, True),
+            pack_delivery(3, delivery()),
+        ]
+        ours.sendall(b"".join([*frames, pack_answer(3, False)]))
+        inbox = Inbox(theirs)
+        numbers = iter(inbox)
+        assert next(numbers)[0] == 1
+        assert inbox.answer(1)
+        assert [next(numbers)[0] for _ in range(2)] == [2, 3]
+        assert not inbox.answer(3)
+        ours.shutdown(socket.SHUT_WR)
+        assert not inbox.answer(4), "whoever would answer is gone"
+        assert list(numbers) == []
 
 
 def test_an_outcome_without_a_record_or_publications_is_still_an_outcome() -> None:
-    reports, _ = unpack_reports(pack_report(1, DONE, 0, GIVEN_BACK) + pack_report(2, DONE, 0, Outcome("failed")))
-    assert [outcome for *_, outcome in reports] == [GIVEN_BACK, Outcome("failed")]
+    reports, _ = unpack_reports(pack_report(1, ASKED, 0, Outcome("begun")) + pack_report(2, DONE, 0, Outcome("failed")))
+    assert [(kind, outcome) for _, kind, _, outcome in reports] == [(ASKED, Outcome("begun")), (OUTCOME, Outcome("failed"))]

@@ -17,7 +17,7 @@ from taskq.config import Settings
 from taskq.errors import DatabaseError
 from taskq.message import Message, Publication
 from taskq.results.sqlite import SqliteResults
-from taskq.workers.outcome import GIVEN_BACK, SUCCEEDED, Outcome, dead_letter, record
+from taskq.workers.outcome import SUCCEEDED, Outcome, again, dead_letter, record
 from taskq.workers.settle import Settler
 
 COUNT = 5
@@ -52,7 +52,7 @@ def message(task_id: str) -> Message:
 def outcome(number: int, size: int = 10) -> Outcome:
     """A success with a follow-up message and a result."""
     follow_up = Publication("next", message(f"next-{number}"))
-    return Outcome("succeeded", (follow_up,), record(f"id-{number}", "SUCCESS", "x" * size))
+    return Outcome("succeeded", (follow_up,), record(message(f"id-{number}"), "SUCCESS", "x" * size))
 
 
 def held(settler: Settler, consumer: SqliteConsumer, size: int = 10) -> list[Delivery]:
@@ -147,10 +147,11 @@ def test_every_kind_of_outcome(settings: Settings, session: SqliteSession, consu
     results = SqliteResults(settings.broker, 60.0, consumer.database)
     settler = Settler(results)
     deliveries = consumer.receive()
-    letter = dead_letter("mail", message("id-2"), "crashed", "SIGSEGV", worker="w", record_end=True)
+    end = record(message("id-2"), "FAILURE", None)
+    letter = dead_letter("mail", message("id-2"), "crashed", "SIGSEGV", worker="w", end=end)
     kinds = [
         SUCCEEDED,
-        GIVEN_BACK,
+        again("given back", "mail", message("id-1"), first=True),
         letter,
         Outcome("delayed", (Publication("mail", message("id-3"), 60.0),)),
         Outcome("failed"),
@@ -172,3 +173,24 @@ def test_what_was_not_settled_is_handed_out_when_the_connection_is_lost(consumer
     deliveries = held(settler, consumer)
     assert [settlement.delivery for settlement in settler.drop_lost()] == deliveries
     assert settler.settlements == []
+
+
+def test_a_beginning_is_recorded_and_its_message_stays_unacked(
+    settings: Settings, session: SqliteSession, consumer: SqliteConsumer
+) -> None:
+    results = SqliteResults(settings.broker, 60.0, consumer.database)
+    settler = Settler(results)
+    delivery, dead, *_ = consumer.receive()
+    answers: list[bool] = []
+    begun = Outcome("begun", record=record(message("id-0"), "STARTED", {"retries": 0}))
+    settler.add(delivery, begun, answers.append)
+    settler.add(dead, Outcome("begun", record=record(message("id-1"), "STARTED", {})), answers.append)
+    settler.forget_beginnings([dead])
+    assert answers == []
+    settler.settle(consumer)
+    assert (answers, settler.settlements) == ([True], [])
+    kept = results.fetch("id-0")
+    assert kept is not None
+    assert kept.status == "STARTED"
+    assert results.fetch("id-1") is None
+    assert session.database.execute("select count(*) from messages where queue = 'mail'") == [(COUNT,)]

@@ -1,0 +1,44 @@
+"""How a publication becomes a row, for the application's side and for the supervisor's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from taskq.broker.sqlite.channel import Channel
+from taskq.message import Publication, dead_letter_queue
+
+
+def publish(channel: Channel, publications: Iterable[Publication]) -> None:
+    """Declare the queues and store the messages in one transaction, or as a part of the current one."""
+    declared: set[str] = set()
+    with channel.database.transaction():
+        for publication in publications:
+            if publication.queue not in declared:
+                declare(channel, publication.queue)
+                declared.add(publication.queue)
+            message = publication.message
+            channel.put(
+                publication.queue,
+                {
+                    "body": message.body,
+                    "content-type": message.content_type,
+                    "content-encoding": message.content_encoding,
+                    "headers": message.headers,
+                    "properties": {
+                        "correlation_id": message.correlation_id,
+                        "reply_to": message.reply_to,
+                        "priority": message.priority,
+                        "delay": publication.delay,
+                        "delivery_mode": 2,
+                        "delivery_info": {"exchange": "", "routing_key": publication.queue},
+                    },
+                },
+                first=publication.first,
+            )
+
+
+def declare(channel: Channel, queue: str) -> None:
+    """Make the queue and the one of its dead letters."""
+    channel.new_queue(queue)
+    if queue != dead_letter_queue(queue.removesuffix(".dead")):
+        channel.new_queue(dead_letter_queue(queue))

@@ -1,0 +1,71 @@
+"""Control: what operators say to all workers, those that do not run yet included.
+
+A broker keeps these entries durably and hands each to every worker: what stands when it connects, and what comes later.
+Whoever folds them in their order knows what is revoked and what is paused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+
+class Revoke(msgspec.Struct, frozen=True, tag="revoke"):
+    """The task ``id`` must not run any more; with ``terminate`` it is ended where it runs. ``at`` is in epoch seconds."""
+
+    id: str
+    terminate: bool = False
+    at: float = 0.0
+
+
+class Pause(msgspec.Struct, frozen=True, tag="pause"):
+    """Workers fetch nothing from the queue."""
+
+    queue: str
+    at: float = 0.0
+
+
+class Resume(msgspec.Struct, frozen=True, tag="resume"):
+    """Workers fetch from the queue again."""
+
+    queue: str
+    at: float = 0.0
+
+
+Control = Revoke | Pause | Resume
+
+encode = msgspec.json.Encoder().encode
+_decoder: msgspec.json.Decoder[Control] = msgspec.json.Decoder(Control)
+
+
+def decode(data: bytes) -> Control | None:
+    """The entry in these bytes; None for one that this version of taskq does not know."""
+    try:
+        return _decoder.decode(data)
+    except (msgspec.DecodeError, msgspec.ValidationError):
+        return None
+
+
+def key(control: Control) -> str:
+    """What the entry is about: a later entry with the same key replaces an earlier one."""
+    return f"revoke {control.id}" if isinstance(control, Revoke) else f"pause {control.queue}"
+
+
+class Standing:
+    """What stands after all entries so far: the revoked tasks by id, and the paused queues."""
+
+    def __init__(self) -> None:
+        self.revoked: dict[str, Revoke] = {}
+        self.paused: set[str] = set()
+
+    def fold(self, controls: Iterable[Control]) -> None:
+        """These entries came in, oldest first."""
+        for control in controls:
+            match control:
+                case Revoke(id=task_id):
+                    self.revoked[task_id] = control
+                case Pause(queue=queue):
+                    self.paused.add(queue)
+                case Resume(queue=queue):
+                    self.paused.discard(queue)

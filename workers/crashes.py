@@ -1,0 +1,196 @@
+"""Crashes: what becomes of a message whose process died. Pure decisions; the supervisor has the facts, ``settle`` the effects.
+
+::
+
+    a child dies            its task is to blame, and is counted: again at once, dead-lettered after ``max_crashes``
+    a child is killed       for the task's time, memory or revocation: the reason decides
+    a whole worker dies     nobody is left to count. What comes back from it is *suspected*: marked, it runs with nothing else
+                            in its worker's custody. Should that worker die too, the blame is proven, and is counted.
+
+Whatever is counted stands in the message that is published next, so that it survives whoever counted.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from taskq import log
+from taskq.config import Settings
+from taskq.message import ALONE, CRASHES, RETURNS, SUSPECTED, Message
+from taskq.results.store import Record
+from taskq.workers.launcher import Death
+from taskq.workers.note import NO_TERMS, Terms
+from taskq.workers.outcome import AT_MOST_ONCE, Outcome, again, dead_letter, failure, record, revoked, with_attempt
+
+#: From how many unexplained returns on a message is suspected without any proof: connections break more often than workers.
+SUSPICIOUS = 5
+
+Reason = Literal["time limit", "memory limit", "revoked"]
+
+logger = log.get_logger("taskq.crashes")
+
+
+class Blame(enum.Enum):
+    """Whose fault a child's death is: its task's, that of one of all tasks that ran, or nobody's."""
+
+    TASK = enum.auto()
+    SHARED = enum.auto()
+    NOBODY = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Condemned:
+    """Why the supervisor kills a child that runs this delivery."""
+
+    number: int
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a process ended that ran a task.
+
+    ``seconds`` is how long the task had run, ``condemned`` why it was killed if that was the supervisor, ``stack`` where the
+    task stood.
+    """
+
+    death: Death
+    terms: Terms = NO_TERMS
+    seconds: float = 0.0
+    condemned: Condemned | None = None
+    stack: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.death}, after {self.seconds:.3g} s"
+
+
+class Coroner:
+    """Decides for one worker what becomes of messages whose process died."""
+
+    def __init__(self, settings: Settings, worker: str) -> None:
+        self._max_crashes = settings.max_crashes
+        self._results = settings.backend_url is not None
+        self._worker = worker
+
+    def decide(self, queue: str, message: Message, end: End, blame: Blame) -> Outcome:
+        """The message's task ran in a child that died."""
+        match blame:
+            case Blame.TASK:
+                return self.child_died(queue, message, end)
+            case Blame.SHARED:
+                return self.zygote_died(queue, message, end)
+            case Blame.NOBODY:
+                return self.worker_stops(queue, message, end)
+
+    def child_died(self, queue: str, message: Message, end: End) -> Outcome:
+        """The message's task ran in a child that died, by itself or because it was condemned."""
+        reason = end.condemned.reason if end.condemned else "crashed"
+        message = with_attempt(message, self._worker, time.time() - end.seconds, end.seconds, _how(end))
+        if reason == "revoked":
+            logger.warning("task_revoked", **_about(queue, message), terminated=True, died=str(end))
+            return Outcome("revoked", record=self._record(message, "REVOKED", revoked("terminated")))
+        if reason == "time limit":
+            return self._timed_out(queue, message, end)
+        if end.terms.at_most_once:
+            return self._dead(queue, message, "lost", _how(end), end, kind="WorkerLost")
+        if end.terms.fail_when_lost:
+            return self._dead(queue, message, "worker lost", _how(end), end, kind="WorkerLost")
+        return self._count(queue, message, "memory limit" if reason == "memory limit" else "crashed", end)
+
+    def worker_stops(self, queue: str, message: Message, end: End) -> Outcome:
+        """The message's task still ran when the worker's time was up, and was killed: that is nobody's fault."""
+        ended = "the worker stopped, and the task did not end within its grace"
+        message = with_attempt(message, self._worker, time.time() - end.seconds, end.seconds, ended)
+        if end.terms.at_most_once:
+            return self._dead(queue, message, "lost", ended, end, kind="WorkerLost")
+        return again("given back", queue, message, first=True)
+
+    def zygote_died(self, queue: str, message: Message, end: End) -> Outcome:
+        """All children died with the process they come from: whichever task it was, nobody can tell."""
+        message = with_attempt(message, self._worker, time.time() - end.seconds, end.seconds, "all children were killed")
+        if end.terms.at_most_once:
+            return self._dead(queue, message, "lost", "all children of its worker were killed", end, kind="WorkerLost")
+        return self.came_back(queue, message, orphaned=True, begun=True)
+
+    def came_back(self, queue: str, message: Message, *, orphaned: bool, begun: bool, record: Record | None = None) -> Outcome:
+        """The message came back although nobody gave it back: it may be that the worker that held it died.
+
+        ``orphaned`` says that this is certain, ``begun`` that it is known to have run there when that happened, ``record`` is
+        what is recorded of the task. Without any proof, a first return is put down to the broker.
+        """
+        if record is not None and record.status == "STARTED" and _begun_by(record) == message.count("retries"):
+            detail = "its worker vanished after the task had begun, and it runs at most once"
+            return self._dead(queue, message, "lost", detail, End(Death()), kind="WorkerLost")
+        if record is not None and record.is_end and _ran_at_most_once(record):
+            # It has ended, and only the ack was lost.
+            return Outcome("succeeded")
+        proven = orphaned or begun
+        if ALONE in message.headers:
+            if not proven:
+                return again("given back", queue, message, first=True)
+            message = with_attempt(message, self._worker, time.time(), 0.0, "its worker vanished with nothing else in custody")
+            return self._count(queue, message, "crashed", None)
+        returns = message.count(RETURNS) + 1
+        if not proven and returns < SUSPICIOUS:
+            return again("given back", queue, message, first=True, **{RETURNS: returns})
+        logger.warning("task_suspected", **_about(queue, message), begun=begun, orphaned=orphaned)
+        marks = {ALONE: time.time(), SUSPECTED: message.count(SUSPECTED) + begun}
+        return again("crashed", queue, message.without(RETURNS), first=True, **marks)
+
+    def _timed_out(self, queue: str, message: Message, end: End) -> Outcome:
+        delay = end.terms.retry_delay
+        if delay >= 0:
+            retries = message.count("retries") + 1
+            logger.warning("task_retried", **_about(queue, message), error=_how(end), retries=retries, retry_in=round(delay, 3))
+            # The stack stands in the log alone: a retry's message must not grow with each attempt.
+            return again("retried", queue, message.without(ALONE, RETURNS, SUSPECTED), delay=delay, retries=retries)
+        return self._dead(queue, message, "time limit", _how(end), end, kind="TimeLimitExceeded")
+
+    def _count(self, queue: str, message: Message, reason: str, end: End | None) -> Outcome:
+        """One crash more. Runs that a worker did not survive count too, once it is known that the task was to blame."""
+        crashes = message.crashes + 1
+        total = crashes + message.count(SUSPECTED)
+        how = _how(end) if end is not None else "the whole worker, which ran nothing else"
+        message = message.with_headers(**{CRASHES: crashes})
+        if total >= self._max_crashes:
+            detail = f"took down {total} processes; the last one: {how}"
+            return self._dead(queue, message, reason, detail, end or End(Death()))
+        logger.warning("task_crashed", **_about(queue, message), crashes=total, died=how)
+        return again("crashed", queue, message, first=True)
+
+    def _dead(self, queue: str, message: Message, reason: str, detail: str, end: End, *, kind: str = "DeadLettered") -> Outcome:
+        logger.error("task_dead_lettered", **_about(queue, message), reason=reason, detail=detail)
+        text = detail if kind != "DeadLettered" else f"{reason}: {detail}"
+        kept = self._record(message, "FAILURE", failure(kind, [text]), end.stack or None)
+        died_of = end.death.signal_name or None
+        return dead_letter(
+            queue, message, reason, detail, worker=self._worker, end=kept, traceback=end.stack or None, signal=died_of
+        )
+
+    def _record(self, message: Message, status: Any, result: Any, traceback: str | None = None) -> Record | None:
+        return record(message, status, result, traceback) if self._results else None
+
+
+def _how(end: End) -> str:
+    """The end in words, with the reason first where the supervisor had one."""
+    return f"{end.condemned.detail} ({end})" if end.condemned else str(end)
+
+
+def _about(queue: str, message: Message) -> dict[str, Any]:
+    return {"task_id": message.headers.get("id"), "task": message.headers.get("task"), "queue": queue}
+
+
+def _ran_at_most_once(record: Record) -> bool:
+    return bool(msgspec.json.decode(record.meta).get(AT_MOST_ONCE))
+
+
+def _begun_by(record: Record) -> int:
+    """How many retries the task had had when it began."""
+    meta = msgspec.json.decode(record.meta)
+    return int(meta["result"]["retries"])

@@ -1,0 +1,115 @@
+"""Obituaries: what a worker was running when it died, for whoever gets its messages next.
+
+The notes of a worker's children (``note``) are kept in a file in the user's state directory, which outlives the worker
+whatever kills it. A lock on the file says that the worker lives. Who is handed a message that nobody gave back looks it up in
+the files of the dead: found there, the message had begun, and that run counts should the message turn out to be poison.
+
+Only the workers of one machine know of each other in this way. A message that is not found may have begun elsewhere: it is
+suspected all the same, and it is given the benefit of the doubt.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from taskq import log
+from taskq.config import state_database
+from taskq.workers import note
+
+#: For how long the file of a dead worker is kept, in seconds.
+KEPT = 86_400.0
+
+logger = log.get_logger("taskq.obituary")
+
+
+class Register:
+    """The notes of one worker, for its children, and those of the dead.
+
+    ``descriptor`` is what the children inherit. Where the state directory can't be written, the notes are in memory alone, and
+    nobody learns what this worker was running.
+    """
+
+    def __init__(self, slots: int, folder: Path | None = None) -> None:
+        self._folder = folder or state_database().parent / "workers"
+        self._path = self._folder / f"{uuid.uuid4().hex}.notes"
+        self._dead: dict[str, frozenset[str]] = {}
+        self._lock = -1
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self.descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            # Opened anew: a lock belongs to the opening, and the children, who inherit the other, must not keep it.
+            self._lock = os.open(self._path, os.O_RDWR)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(self.descriptor, slots * note.SIZE)
+        except OSError as error:
+            logger.info("no_obituaries", folder=str(self._folder), error=error.strerror)
+            self.descriptor = note.create(slots)
+        self._forget_old()
+
+    def begun(self, task_id: str) -> bool:
+        """Whether a worker that died on this machine was running the task at that moment. Each death is told of once."""
+        for path in self._folder.glob("*.notes"):
+            if path.name not in self._dead and (tasks := _last_tasks(path)) is not None:
+                self._dead[path.name] = frozenset(tasks)
+        told = [name for name, tasks in self._dead.items() if task_id in tasks and _tell(self._folder / name, task_id)]
+        return bool(told)
+
+    def close(self) -> None:
+        """The worker ends in order, and leaves nothing behind."""
+        if self._lock >= 0:
+            self._path.unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = -1
+
+    def _forget_old(self) -> None:
+        for path in self._folder.glob("*.notes"):
+            with suppress(FileNotFoundError):  # another worker was faster
+                if time.time() - path.stat().st_mtime > KEPT and _last_tasks(path) is not None:
+                    path.unlink()
+
+
+def _last_tasks(path: Path) -> dict[str, int] | None:
+    """What the worker of this file was running when it died, and where that is noted; None if it lives."""
+    with _if_dead(path) as descriptor:
+        if descriptor is None:
+            return None
+        tasks = note.running(os.pread(descriptor, os.fstat(descriptor).st_size, 0))
+        if not tasks:
+            # Nobody will ever ask for it.
+            path.unlink(missing_ok=True)
+        return tasks
+
+
+def _tell(path: Path, task_id: str) -> bool:
+    """Whether the task still stands in the file of a dead worker; it does not any more after that."""
+    with _if_dead(path) as descriptor:
+        if descriptor is None:
+            return False
+        place = note.running(os.pread(descriptor, os.fstat(descriptor).st_size, 0)).get(task_id)
+        if place is not None:
+            os.pwrite(descriptor, bytes(note.SIZE), place)
+        return place is not None
+
+
+@contextmanager
+def _if_dead(path: Path) -> Iterator[int | None]:
+    """The file, locked, if its worker is dead and nobody else is reading in it; else None."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield None
+    else:
+        yield descriptor
+    finally:
+        os.close(descriptor)

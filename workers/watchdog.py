@@ -1,0 +1,152 @@
+"""The watchdog: notices that the worker has gone deaf, that is, that messages wait and slots are free, and nothing comes.
+
+Whatever the cause, a fresh connection is the cure; where that does not help, a fresh process is. The verdict is the loop's to
+carry out. A question to the broker blocks, so a thread asks it, over a connection of its own.
+
+States::
+
+    quiet ──nothing delivered for WATCH_SECONDS──► asked ──messages wait──► in doubt ──still the same queue──► verdict
+      ▲                                              │                         │                                  │
+      └──────────── a delivery, no free slot, no message, no answer ───────────┴──────────────────────────────────┘
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Collection
+from queue import SimpleQueue
+from typing import Literal
+
+from taskq import log
+from taskq.broker.publisher import OpenSession, Publisher
+from taskq.config import Settings
+from taskq.errors import TaskqError
+
+#: How long free slots may go without a delivery before the broker is asked, in seconds.
+WATCH_SECONDS = 10.0
+#: How long after a first answer the broker is asked again, in seconds: meanwhile another worker may have taken what waited.
+DOUBT_SECONDS = 2.0
+#: How long one question may take, in seconds.
+QUESTION_SECONDS = 2.0
+#: How many verdicts in a row are to reconnect, before it is time to give up.
+RECONNECTS = 2
+
+Verdict = Literal["reconnect", "give up"]
+
+logger = log.get_logger("taskq.watchdog")
+
+
+class Suspicion:
+    """The decision, without clock, thread and broker."""
+
+    def __init__(self, now: float) -> None:
+        self._verdicts = 0
+        self._begin(now)
+
+    def _begin(self, now: float) -> None:
+        self.ask_at: float | None = now + WATCH_SECONDS
+        self._waiting: frozenset[str] | None = None
+
+    def observe(self, now: float, *, free_slots: bool, delivered: int) -> bool:
+        """Whether to ask now which queues have messages waiting; ``delivered`` counts what came since the last call."""
+        if delivered:
+            self._verdicts = 0
+        if delivered or not free_slots:
+            self._begin(now)
+        if self.ask_at is None or now < self.ask_at:
+            return False
+        self.ask_at = None
+        return True
+
+    @property
+    def asked(self) -> bool:
+        """Whether an answer is awaited: not any more once something was delivered, or no slot was free, since the question."""
+        return self.ask_at is None
+
+    def answer(self, now: float, waiting: frozenset[str] | None) -> Verdict | None:
+        """In these queues messages wait; None where the broker could not be asked."""
+        if self._waiting is None and waiting:
+            self._waiting = waiting
+            self.ask_at = now + DOUBT_SECONDS
+            return None
+        deaf = bool(self._waiting and waiting and self._waiting & waiting)
+        self._begin(now)
+        if not deaf:
+            return None
+        self._verdicts += 1
+        return "reconnect" if self._verdicts <= RECONNECTS else "give up"
+
+
+class Watchdog:
+    """Watches on the loop's turns. ``queues`` are those to watch: all but the paused ones.
+
+    ``wake`` is called, in another thread, when there is an answer for ``observe`` to act on.
+    """
+
+    def __init__(
+        self, settings: Settings, open_session: OpenSession, queues: Collection[str], wake: Callable[[], None], now: float
+    ) -> None:
+        self.queues = frozenset(queues)
+        self._suspicion = Suspicion(now)
+        self._asker = Asker(settings, open_session, wake)
+        self._question = 0
+
+    @property
+    def due(self) -> float | None:
+        """When to call ``observe`` at the latest; None while an answer is awaited, which wakes the loop."""
+        return self._suspicion.ask_at
+
+    def observe(self, now: float, *, free_slots: bool, delivered: int) -> Verdict | None:
+        """What is to be done, if anything. ``delivered`` counts what came since the last call."""
+        if self._suspicion.observe(now, free_slots=free_slots, delivered=delivered):
+            self._question += 1
+            self._asker.ask(self._question, self.queues)
+        verdict = None
+        while not self._asker.answers.empty():
+            question, waiting = self._asker.answers.get()
+            if self._suspicion.asked and question == self._question:
+                verdict = self._suspicion.answer(now, waiting)
+                if verdict is not None:
+                    logger.error("worker_deaf", waiting=sorted(waiting or ()), verdict=verdict)
+        return verdict
+
+    def close(self) -> None:
+        """End the thread; waits for a question that is under way, for ``QUESTION_SECONDS`` at most."""
+        self._asker.close()
+
+
+class Asker:
+    """Asks the broker in a thread, a question at a time. ``answers`` holds each question's number with its answer."""
+
+    def __init__(self, settings: Settings, open_session: OpenSession, wake: Callable[[], None]) -> None:
+        self._publisher = Publisher(dataclasses.replace(settings, publish_timeout=QUESTION_SECONDS), open_session)
+        self._wake = wake
+        self._questions: SimpleQueue[tuple[int, frozenset[str]] | None] = SimpleQueue()
+        self._closed = threading.Event()
+        self.answers: SimpleQueue[tuple[int, frozenset[str] | None]] = SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="taskq-watchdog", daemon=True)
+        self._thread.start()
+
+    def ask(self, number: int, queues: frozenset[str]) -> None:
+        """Ask which of these queues have messages waiting; the answer is None where the broker could not be asked."""
+        self._questions.put((number, queues))
+
+    def close(self) -> None:
+        """End the thread and close its connection."""
+        self._closed.set()
+        self._questions.put(None)
+        self._thread.join()
+        self._publisher.close()
+
+    def _serve(self) -> None:
+        while (question := self._questions.get()) is not None:
+            number, queues = question
+            try:
+                waiting = frozenset(queue for queue in queues if not self._closed.is_set() and self._publisher.depth(queue))
+            except TaskqError as error:
+                logger.debug("depth_unknown", error=str(error))
+                self.answers.put((number, None))
+            else:
+                self.answers.put((number, waiting))
+            self._wake()
