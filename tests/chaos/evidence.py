@@ -49,19 +49,19 @@ class Evidence:
         for letter in arena.stage.drain(arena.stage.depth(dead) or 0, dead):
             letters[str(letter.headers.get("id"))].append(letter)
         ledger, settings = Ledger.read(arena.stage.trace_file), arena.stage.effective()
-        return cls(ledger, arena.one_transaction, settings.max_crashes, ends, recorded, letters, arena.left())
+        return cls(ledger, arena.one_transaction, settings.max_crashes, ends, dict(recorded), dict(letters), arena.left())
 
     def attempts(self, task_id: str) -> list[list[Run]]:
         """The runs of an id, those of one attempt together; more than one run of an attempt is a repetition."""
         attempts = defaultdict(list)
-        for run in self.ledger.runs[task_id]:
+        for run in self.ledger.runs.get(task_id, []):
             attempts[run.retries].append(run)
         return [attempts[retries] for retries in sorted(attempts)]
 
     def custody_ended(self, run: Run) -> float:
         """Until when the message of a run was at risk: its end was recorded, or it ran again."""
         begun = run.finished or run.started
-        after = [at for _, at in self.recorded[run.id] if at >= begun - 0.01]
+        after = [at for _, at in self.recorded.get(run.id, []) if at >= begun - 0.01]
         after += [other.started for other in self.ledger.runs[run.id] if other.started > run.started]
         return min(after, default=begun) + SLACK
 
@@ -72,7 +72,8 @@ class Evidence:
     def _hit(self, deed: Deed, run: Run) -> bool:
         if deed.kind in AGAINST_CONNECTIONS:
             return deed.until >= run.started - SLACK and deed.at <= self.custody_ended(run)
-        if deed.until < run.started:
+        # The kernel takes a moment to end the children of what was killed, and they go on until then.
+        if deed.until + (0.0 if deed.pid == run.pid else SLACK) < run.started:
             return False
         if deed.kind in AGAINST_SUPERVISORS:
             return deed.group == run.group and deed.at <= self.custody_ended(run)
@@ -83,10 +84,14 @@ class Evidence:
         """The deeds that may have doubled the message itself, whoever held it: where what follows and the ack are two steps."""
         if self.one_transaction:
             return []
-        call, runs = self.ledger.calls.get(task_id), self.ledger.runs[task_id]
-        begin, end = call.since if call else 0.0, runs[-1].started
+        call, runs = self.ledger.calls.get(task_id), self.ledger.runs.get(task_id, [])
+        begin, end = call.since if call else 0.0, max((run.started for run in runs), default=float("inf"))
         kinds = (*AGAINST_SUPERVISORS, *AGAINST_CONNECTIONS)
         return [deed for deed in self.ledger.deeds if deed.kind in kinds and deed.at <= end and deed.until >= begin - SLACK]
+
+    def doubled(self, task_id: str) -> bool:
+        """Whether the message may have been doubled, and each of the two come to an end of its own."""
+        return len(self.recorded.get(task_id, [])) - 1 in range(1, 1 + len(self.meanwhile(task_id)))
 
     def unexplained(self, task_id: str) -> list[Run]:
         """The runs after which another of the same attempt came for no recorded reason."""
@@ -99,4 +104,4 @@ class Evidence:
                 if not hits and not elsewhere:
                     unexplained.append(run)
             more += len(runs) - 1
-        return self.ledger.runs[task_id] if more > len(reasons) and not unexplained else unexplained
+        return self.ledger.runs.get(task_id, []) if more > len(reasons) and not unexplained else unexplained

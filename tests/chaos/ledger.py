@@ -6,7 +6,6 @@ ends its whole worker.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -68,7 +67,7 @@ class Ledger:
     """The whole ledger. ``runs`` are in the order of their starts."""
 
     calls: dict[str, Call] = field(default_factory=dict)
-    runs: dict[str, list[Run]] = field(default_factory=lambda: defaultdict(list))
+    runs: dict[str, list[Run]] = field(default_factory=dict)
     deeds: list[Deed] = field(default_factory=list)
     refused: int = 0
     phases: dict[str, float] = field(default_factory=dict)
@@ -84,7 +83,7 @@ class Ledger:
                         ledger.calls[task_id] = Call(task_id, line["task"], key, line["since"], line["at"])
                 case "started":
                     run = _run(line)
-                    ledger.runs[run.id].append(run)
+                    ledger.runs.setdefault(run.id, []).append(run)
                     open_runs[run.pid] = run
                     if run.task == "plague":
                         # It ends its worker within milliseconds.

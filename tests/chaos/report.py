@@ -46,6 +46,7 @@ def counts(evidence: Evidence) -> dict[str, object]:
         "calls refused": ledger.refused,
         "runs": sum(map(len, attempts)),
         "repeated": repeated,
+        "ended in two ways": sum(1 for ends in evidence.recorded.values() if len({status for status, _ in ends}) > 1),
         "lost": len(ledger.calls.keys() - evidence.ends.keys()),
         "succeeded": status["SUCCESS"],
         "dead-lettered": len(evidence.letters),

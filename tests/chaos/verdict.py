@@ -36,7 +36,7 @@ def unfinished_success(evidence: Evidence) -> Iterator[str]:
     """A task is recorded as successful that never finished, or with another's result."""
     for task_id, end in evidence.ends.items():
         if end["status"] == "SUCCESS":
-            call, runs = evidence.ledger.calls.get(task_id), evidence.ledger.runs[task_id]
+            call, runs = evidence.ledger.calls.get(task_id), evidence.ledger.runs.get(task_id, [])
             if not any(run.finished for run in runs) or (call and end["result"] != call.key):
                 yield f"{end}\n    {evidence.ledger.about(task_id)}"
 
@@ -49,7 +49,7 @@ def wrongly_ended(evidence: Evidence) -> Iterator[str]:
 
 
 def _may_end_so(evidence: Evidence, task_id: str, status: str, result: str) -> bool:
-    runs = evidence.ledger.runs[task_id]
+    runs = evidence.ledger.runs.get(task_id, [])
     crashed = status == "FAILURE" and "crashed" in result
     if crashed and sum(1 for run in runs if evidence.hits(run, *MAY_COUNT)) >= evidence.max_crashes:
         return True
@@ -75,19 +75,19 @@ def ran_more_than_once(evidence: Evidence) -> Iterator[str]:
 def ended_twice(evidence: Evidence) -> Iterator[str]:
     """A task has two ends."""
     for task_id, ends in evidence.recorded.items():
-        statuses = {status for status, _ in ends}
-        spare = len(ends) - 1
-        if len(statuses) > 1 or spare > (0 if evidence.one_transaction else len(evidence.meanwhile(task_id))):
+        if len(ends) > 1 and not evidence.doubled(task_id):
             yield f"{ends}\n    {evidence.ledger.about(task_id)}"
 
 
 def letters_without_failure(evidence: Evidence) -> Iterator[str]:
     """A dead letter belongs to no failure, or the other way round, or there are two."""
     failed = {task_id for task_id, end in evidence.ends.items() if end["status"] != "SUCCESS"}
-    for task_id in failed ^ evidence.letters.keys():
-        yield f"letters: {len(evidence.letters[task_id])}\n    {evidence.ledger.about(task_id)}"
+    for task_id in failed ^ set(evidence.letters):
+        failures = [status for status, _ in evidence.recorded.get(task_id, []) if status != "SUCCESS"]
+        if not (failures and evidence.letters.get(task_id, []) and evidence.doubled(task_id)):
+            yield f"letters: {len(evidence.letters.get(task_id, []))}\n    {evidence.ledger.about(task_id)}"
     for task_id, letters in evidence.letters.items():
-        if len(letters) > 1 and (evidence.one_transaction or len(letters) - 1 > len(evidence.meanwhile(task_id))):
+        if len(letters) - 1 > len(evidence.meanwhile(task_id)):
             yield f"letters: {[letter.headers for letter in letters]}\n    {evidence.ledger.about(task_id)}"
 
 
@@ -136,7 +136,7 @@ def _take(blind: list[Deed], run: Run, count: int) -> bool:
 def poison_in_peace(evidence: Evidence) -> Iterator[str]:
     """A poisonous task did not start exactly as often as it may."""
     for task_id in evidence.ledger.during("peace", "calm"):
-        if _task(evidence, task_id) == "poison" and len(evidence.ledger.runs[task_id]) != evidence.max_crashes:
+        if _task(evidence, task_id) == "poison" and len(evidence.ledger.runs.get(task_id, [])) != evidence.max_crashes:
             yield evidence.ledger.about(task_id)
 
 
@@ -150,7 +150,7 @@ def poison_counted_wrongly(evidence: Evidence) -> Iterator[str]:
         own = {deed for deed in forgotten if kind == "plague" and any(deed.at == run.started for run in runs)}
         # What ends its worker goes uncounted the first time, when others were in custody too.
         most = evidence.max_crashes + bool(own) + len((forgotten | set(evidence.meanwhile(task_id))) - own)
-        letters = evidence.letters[task_id]
+        letters = evidence.letters.get(task_id, [])
         counted = [letter.count(CRASHES) + letter.count(SUSPECTED) for letter in letters]
         if len(runs) > most or any(count < evidence.max_crashes for count in counted):
             yield f"letters {[letter.headers for letter in letters]}\n    {evidence.ledger.about(task_id)}"
@@ -163,7 +163,7 @@ def left_over(evidence: Evidence) -> Iterator[str]:
 
 
 def _task(evidence: Evidence, task_id: str) -> str:
-    runs, call = evidence.ledger.runs[task_id], evidence.ledger.calls.get(task_id)
+    runs, call = evidence.ledger.runs.get(task_id, []), evidence.ledger.calls.get(task_id)
     return runs[0].task if runs else call.task if call else ""
 
 
