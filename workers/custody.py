@@ -197,10 +197,9 @@ class Custody:
         self._return(unstarted)
         if victim is None:
             return
-        self.settler.forget_beginnings([victim])
         condemned = slot.condemned
-        if condemned is not None and condemned.number != number:
-            # The one that it was killed for had just ended; this one is innocent.
+        if self.settler.forget_beginning(victim) or (condemned is not None and condemned.number != number):
+            # It had yet to begin, or the one that its child was killed for had just ended: this one is innocent.
             self._return([victim])
             return
         seconds = max(0.0, time.monotonic() - slot.note.started)

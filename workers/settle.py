@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from taskq.broker.interface import Consumer, Delivery, Receipt
 from taskq.errors import BrokerError, ConnectionLost
@@ -91,10 +91,12 @@ class Settler:
         if time.monotonic() - oldest > CONFIRM_SECONDS:
             raise ConnectionLost(f"a follow-up message was not confirmed within {CONFIRM_SECONDS:g} s")
 
-    def forget_beginnings(self, deliveries: Iterable[Delivery]) -> None:
-        """Whoever wanted to begin these is dead."""
-        tags = {id(delivery) for delivery in deliveries}
-        self.settlements = [s for s in self.settlements if s.then is None or id(s.delivery) not in tags]
+    def forget_beginning(self, delivery: Delivery) -> bool:
+        """Whoever asked leave to begin this is dead; returns whether it was still waiting for it."""
+        kept = [s for s in self.settlements if s.then is None or s.delivery is not delivery]
+        waited = len(kept) < len(self.settlements)
+        self.settlements = kept
+        return waited
 
     def drop_lost(self) -> list[Settlement]:
         """The connection broke: its deliveries cannot be acked any more. Returns what had not taken effect."""

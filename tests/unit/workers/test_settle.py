@@ -185,7 +185,8 @@ def test_a_beginning_is_recorded_and_its_message_stays_unacked(
     begun = Outcome("begun", record=record(message("id-0"), "STARTED", {"retries": 0}))
     settler.add(delivery, begun, answers.append)
     settler.add(dead, Outcome("begun", record=record(message("id-1"), "STARTED", {})), answers.append)
-    settler.forget_beginnings([dead])
+    assert settler.forget_beginning(dead)
+    assert not settler.forget_beginning(dead)
     assert answers == []
     settler.settle(consumer)
     assert (answers, settler.settlements) == ([True], [])
