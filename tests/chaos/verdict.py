@@ -14,6 +14,9 @@ MAY_COUNT = (*AGAINST_CHILDREN, "supervisor", "whole worker")
 #: How many ids a fault of one kind shows.
 SHOWN = 5
 
+#: How many children a worker of a storm has at most: as many tasks may have begun unseen when all of them die.
+MOST_CHILDREN = 3
+
 
 def faults(evidence: Evidence) -> list[str]:
     """Everything that is wrong, grouped by promise; empty where all promises were kept."""
@@ -120,9 +123,11 @@ def innocent_counted(evidence: Evidence) -> Iterator[str]:
 
 
 def _blind(evidence: Evidence) -> list[Deed]:
-    """Kills of children that were in no recorded run: perhaps in one that had not yet come to its first line."""
+    """Kills that may have hit a task before its first line, oldest first: of a child in no recorded run, or of all children."""
     struck = {deed for runs in evidence.ledger.runs.values() for run in runs for deed in evidence.hits(run, *AGAINST_CHILDREN)}
-    return [deed for deed in evidence.ledger.deeds if deed.kind in AGAINST_CHILDREN and deed not in struck]
+    one = [deed for deed in evidence.ledger.deeds if deed.kind in AGAINST_CHILDREN and deed not in struck]
+    several = [deed for deed in evidence.ledger.deeds if deed.kind in (*AGAINST_SUPERVISORS, "zygote")]
+    return sorted([*one, *several * MOST_CHILDREN], key=lambda deed: deed.at)
 
 
 def _take(blind: list[Deed], run: Run, count: int) -> bool:
