@@ -33,6 +33,8 @@ from taskq.workers.suspects import Suspects, is_marked
 RECALL_SECONDS = 0.005
 #: From how many deliveries on a child is said to have enough before it.
 WORTH_A_PAUSE = 16
+#: For how long after a lost connection nothing is proven by a message that comes back, in seconds.
+OUTAGE_SECONDS = 30.0
 
 logger = log.get_logger("taskq.custody")
 
@@ -67,6 +69,7 @@ class Custody:
         self.limbo = Limbo(identify)
         self._returned: deque[Delivery] = deque()
         self._draining = False
+        self._connection_lost_at = -OUTAGE_SECONDS
         self._last_number = 0
         self._recalled: dict[Slot, float] = {}
 
@@ -188,7 +191,7 @@ class Custody:
             self.settler.add(delivery, begun, functools.partial(slot.answer, number))
 
     def child_died(self, slot: Slot, death: Death, blame: Blame) -> None:
-        """The slot's child is dead: finished tasks are settled, unstarted ones are handed on, the one it ran is judged."""
+        """The slot's child is dead: finished tasks are settled, unstarted ones handed on, the one it ran is judged."""
         self.hear(slot)
         number = slot.running()
         victim = slot.pending.pop(number, None)
@@ -211,8 +214,6 @@ class Custody:
             self.limbo.ended(delivery, outcome)
         else:
             self.settler.add(delivery, outcome)
-
-    # What comes back
 
     def _place(self, delivery: Delivery) -> None:
         """The delivery waits for a child from here on."""
@@ -252,7 +253,9 @@ class Custody:
                 return None
             begun = self._begun(task_id)
         self.suspects.beware(time.monotonic())
-        return self._coroner.came_back(delivery.queue, message, orphaned=delivery.orphaned, begun=begun, record=kept)
+        # Where our own connection has just broken, so may that of whoever had it, and no worker need have died.
+        orphaned = delivery.orphaned and time.monotonic() > self._connection_lost_at + OUTAGE_SECONDS
+        return self._coroner.came_back(delivery.queue, message, orphaned=orphaned, begun=begun, record=kept)
 
     def _isolate(self) -> None:
         """Bring it about that one suspect is all that is held, and run it then.
@@ -293,8 +296,6 @@ class Custody:
                 self.suspects.waiting.appendleft(delivery)
             else:
                 self.backlog.appendleft(delivery)
-
-    # Taking back
 
     def relieve(self, now: float) -> float | None:
         """Take back what waits behind a long task; returns when to call again, or None if nothing is under way."""
@@ -353,6 +354,7 @@ class Custody:
 
     def lose_connection(self, now: float) -> None:
         """The connection broke: nothing held can be acked any more; the broker delivers all of it again."""
+        self._connection_lost_at = now
         for settlement in self.settler.drop_lost():
             if settlement.then is not None:
                 # It must not begin: its message may be with another worker already.
