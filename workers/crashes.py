@@ -122,7 +122,7 @@ class Coroner:
         """The message came back although nobody gave it back: it may be that the worker that held it died.
 
         ``orphaned`` says that this is certain, ``begun`` that it is known to have run there when that happened, ``record`` is
-        what is recorded of the task. Without any proof, a first return is put down to the broker.
+        what is recorded of the task. Without any proof, the first returns are put down to the broker.
         """
         if record is not None and record.status == "STARTED" and _begun_by(record) == message.count("retries"):
             detail = "its worker vanished after the task had begun, and it runs at most once"

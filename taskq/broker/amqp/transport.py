@@ -18,7 +18,6 @@ from typing import Any
 from amqp import spec
 from amqp.exceptions import UnexpectedFrame
 from kombu.transport import pyamqp
-from kombu.utils.text import version_string_as_tuple
 
 from taskq.broker.amqp.channel import FRAME_END, METHOD, Channel
 from taskq.broker.amqp.delivered import Delivered
@@ -89,12 +88,6 @@ class Connection(pyamqp.Connection):  # type: ignore[misc]
     def Transport(self, host: str, connect_timeout: float | None, ssl: Any, *_timeouts: Any, **options: Any) -> Any:  # noqa: N802
         """py-amqp's hook for the socket."""
         return (Tls if ssl else Tcp)(host, connect_timeout=connect_timeout, ssl=ssl, **options)
-
-    @property
-    def server_version(self) -> tuple[int, ...]:
-        """RabbitMQ's release, for example (3, 10, 8)."""
-        version: tuple[int, ...] = version_string_as_tuple(self.server_properties["version"])
-        return version
 
     def write(self, data: bytes) -> None:
         """Into the buffer; ``flush`` sends it."""
