@@ -73,9 +73,9 @@ class Producer:
 
 
 def main(name: str, seed: int) -> None:
-    """Send until told to stop."""
-    producer = Producer(name, seed)
-    while not gate("enough").exists():
+    """Send until told to stop, or until whoever started us is gone."""
+    producer, parent = Producer(name, seed), os.getppid()
+    while not gate("enough").exists() and os.getppid() == parent:
         if producer.chance.random() < 0.003 and not gate("peace").exists():
             producer.send_poison()
         else:
