@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -27,6 +28,8 @@ def main() -> int:
     parser.add_argument("--plague", type=int, metavar="N", help="instead, N tasks that kill their worker among 1,000 good ones")
     parser.add_argument("--keep", type=Path, help="keep the ledger and the logs in this folder")
     options = parser.parse_args()
+    # So that a storm that is told to end takes its workers, its server and its disk along.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     console, failed = Console(), False
     print(f"seed {options.seed}", flush=True)
     for broker in options.broker or ARENAS:

@@ -36,7 +36,7 @@ class Producer:
             (3, lambda: [work.s(self.key(), 0.0, "x" * self.chance.randrange(10_000, 200_000))]),
             (4, lambda: [relay.s(self.key(), self.chance.randrange(1, 6))]),
             (4, lambda: [flaky.s(self.key(), self.chance.randrange(1, 4))]),
-            (4, lambda: [once.s(self.key(), self.chance.uniform(0.0, 0.2))]),
+            (6, lambda: [once.s(self.key(), self.chance.uniform(0.0, 0.6))]),
             (0.3, lambda: [endless.s(self.key())]),
             (3, lambda: [work.s(self.key()) for _ in range(BATCH)]),
         ]
