@@ -6,10 +6,12 @@ BIN := $(VENV)/bin
 PEERS := .venv-peers
 PIP := -m pip --quiet --disable-pip-version-check --no-input
 RABBITMQ := /usr/lib/rabbitmq/bin/rabbitmq-server
+REDIS := /usr/bin/redis-server
+POSTGRES := $(wildcard /usr/lib/postgresql/*/bin/initdb)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test chaos lint format bench rabbitmq clean
+.PHONY: help demo test chaos lint format bench rabbitmq redis postgres clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,12 +19,15 @@ help: ## Show this list
 demo: $(VENV)/installed ## See it at work: kills everywhere, nothing lost; under a minute, nothing to start
 	@$(BIN)/taskq demo
 
-test: $(VENV)/installed-for-tests rabbitmq lint ## Lint, then run every test
+test: $(VENV)/installed-for-tests rabbitmq redis postgres lint ## Lint, then run every test
 	$(BIN)/pytest --numprocesses 3 --dist loadfile
 
-chaos: $(VENV)/installed-for-tests rabbitmq ## Break everything at random instants, on both brokers: make chaos SECONDS=120 SEED=1
+chaos: $(VENV)/installed-for-tests rabbitmq redis ## Break everything at random instants, on both brokers: make chaos SECONDS=120 SEED=1
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),120) $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.chaos --plague 3 --workers 2 $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.chaos.workflows --whole $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.chaos.workflows --broker rabbitmq --backend redis --celery $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.chaos.schedules --seconds $(or $(SECONDS),120) --kill-every 5
 
 lint: $(VENV)/installed-for-tests ## Check style and types
 	$(BIN)/ruff check
@@ -44,6 +49,12 @@ clean: ## Remove what make made
 # Without the server the tests that need it fail and say so; the others are worth running all the same.
 rabbitmq:
 	@[ -x $(RABBITMQ) ] || .ci/debian-package rabbitmq-server || true
+
+redis:
+	@[ -x $(REDIS) ] || .ci/debian-package redis-server || true
+
+postgres:
+	@[ -n "$(POSTGRES)" ] || .ci/debian-package postgresql || true
 
 $(VENV)/installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python $(PIP) install --editable .

@@ -6,29 +6,47 @@ import importlib
 import itertools
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, overload
 
-from taskq import config, graveyard
+import msgspec
+
+from taskq import config, graveyard, log, plan
 from taskq.attempt import Attempt, current_attempt
-from taskq.broker import open_session
+from taskq.broker import open_replies, open_session
+from taskq.broker.interface import Replies, TakeReply
 from taskq.broker.publisher import Publisher
+from taskq.compose import Family, compose
+from taskq.config import masked
 from taskq.control import Pause, Resume, Revoke, Standing
+from taskq.cron import Crontab
 from taskq.dead import DeadLetter, Filter, Selection
-from taskq.errors import BrokerError, ConfigurationError, MessageTooLarge, ResultsDisabled
+from taskq.errors import BrokerError, ConfigurationError, MessageTooLarge, ResultError, ResultsDisabled, UnsupportedFeature
+from taskq.launch import Follow, launch
 from taskq.message import Publication, dead_letter_queue
+from taskq.plan import Plan
 from taskq.results import open_store
-from taskq.results.handle import AsyncResult
-from taskq.results.store import ResultStore
-from taskq.signature import SendOptions, Signature, compose
+from taskq.results.group import SAVED, GroupResult, restored
+from taskq.results.handle import AsyncResult, Source
+from taskq.results.store import Record, ResultStore
+from taskq.schedule import Schedule, ScheduleOptions, last_sent, schedule_of
+from taskq.serialization import plain_arguments, plain_result
+from taskq.signature import FLOW_OPTION_NAMES, Canvas, FlowOptions, Partial, Signature, unknown_option
+from taskq.step import NOTHING_FOLLOWS, Step, has_chord, settled
 from taskq.task import Task, TaskOptions
+from taskq.workflow import handle_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 #: How many messages ``send_many`` has confirmed in one go.
 SEND_MANY_BATCH = 1000
+
+logger = log.get_logger("taskq.app")
 
 
 class TaskQ:
@@ -43,7 +61,10 @@ class TaskQ:
         self.name = name
         self._keywords = {"broker": broker, "backend": backend, **settings}
         self._tasks: dict[str, Task[..., Any]] = {}
+        self._schedules: dict[str, Schedule] = {}
+        self._scheduled: dict[str, Canvas[Any]] = {}
         self._lock = threading.Lock()
+        self._source = Source(self._open_store, self.revoke, self._holds)
         self.configure({})
 
     def __repr__(self) -> str:
@@ -55,10 +76,25 @@ class TaskQ:
         self.publisher = Publisher(self.settings, open_session)
         self._store: ResultStore | None = None
 
+    @contextmanager
+    def repointed(self, settings: config.Settings) -> Iterator[None]:
+        """Inside the block, these settings hold and connections are made by them; afterwards it is as it was before."""
+        kept = self.settings, self.publisher, self._store
+        self.settings, self.publisher, self._store = settings, Publisher(settings, open_session), None
+        try:
+            yield
+        finally:
+            self.close()
+            self.settings, self.publisher, self._store = kept
+
     @property
     def tasks(self) -> Mapping[str, Task[..., Any]]:
         """The tasks by name."""
         return MappingProxyType(self._tasks)
+
+    def routes(self) -> dict[str, str]:
+        """The queues of those tasks that name one."""
+        return {name: queue for name, task in self._tasks.items() if (queue := task.defaults.get("queue"))}
 
     def queue_names(self) -> tuple[str, ...]:
         """Every queue that a task or the settings name, the default queue first."""
@@ -84,6 +120,34 @@ class TaskQ:
 
         return decorate(*function) if function else decorate
 
+    def schedule(
+        self, name: str, entry: Crontab | timedelta | str, signature: Canvas[Any], **options: Unpack[ScheduleOptions]
+    ) -> Schedule:
+        """Have a call, or a workflow, sent whenever the entry is due: a ``crontab``, a ``timedelta`` or a text of cron's.
+
+        See ``ScheduleOptions``. Workers see to it, unless told ``--no-scheduler``, and ``taskq scheduler`` does; however many
+        of them run, each tick is sent once. Raises ``ConfigurationError``, and what ``delay`` raises for arguments.
+        """
+        if name in self._schedules:
+            raise ConfigurationError(f"two schedules are called {name!r}; give one of them another name")
+        self._schedules[name] = schedule = schedule_of(name, entry, signature, **options)
+        self._scheduled[name] = signature.clone()
+        return schedule
+
+    @property
+    def schedules(self) -> Mapping[str, Schedule]:
+        """The schedules by name."""
+        return MappingProxyType(self._schedules)
+
+    def send_scheduled(self, name: str) -> Any:
+        """Send the schedule's call once, now, whenever it is due; returns its result. Raises as ``delay``."""
+        return self._send([self._scheduled[name]])[0]
+
+    def last_sent(self) -> dict[str, datetime]:
+        """Of the schedules that have been sent, the moment for which that was last the case. Raises ``BrokerError``."""
+        ledger = self._open_store().ledger if self.settings.keeps_results else None
+        return {} if ledger is None else last_sent(ledger, self.name, self._schedules)
+
     def include(self, *modules: str) -> None:
         """Import the modules and take in the tasks that they made with ``taskq.task``."""
         for name in modules:
@@ -105,16 +169,18 @@ class TaskQ:
         return task
 
     def send_task(
-        self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[SendOptions]
+        self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[FlowOptions]
     ) -> AsyncResult[Any]:
         """Send a call by the task's name; where this app knows the task, its queue and defaults apply. Raises as ``delay``."""
         if task := self._tasks.get(name):
-            return task.apply_async(args, kwargs, **options)
+            known: AsyncResult[Any] = task.apply_async(args, kwargs, **options)
+            return known
         given: Any = {option: value for option, value in options.items() if value is not None}
-        return self._send([Signature(name, args, kwargs or {}, given)])[0]
+        sent: AsyncResult[Any] = Signature(name, args, kwargs or {}, given, send=self._send).delay()
+        return sent
 
     def send_many(self, signatures: Iterable[Signature[R]]) -> list[AsyncResult[R]]:
-        """Send many calls with pipelined confirmations; returns their results in order.
+        """Send many calls, or workflows, with pipelined confirmations; returns their results in order.
 
         ``publish_timeout`` applies to each batch of 1,000. When a batch fails, the error's ``confirmed`` holds the ids that
         the broker had taken responsibility for before it; of the failed batch, any may have been taken.
@@ -122,6 +188,8 @@ class TaskQ:
         results: list[AsyncResult[R]] = []
         remaining = iter(signatures)
         while batch := list(itertools.islice(remaining, SEND_MANY_BATCH)):
+            for signature in batch:
+                signature.check(0)
             try:
                 results += self._send(batch)
             except BrokerError as error:
@@ -131,7 +199,28 @@ class TaskQ:
 
     def result(self, task_id: str) -> AsyncResult[Any]:
         """The handle on the result of a task that was sent before, from anywhere."""
-        return AsyncResult(task_id, self._open_store, self.revoke)
+        return AsyncResult(task_id, self._source)
+
+    def group_result(self, group_id: str) -> GroupResult[Any]:
+        """The handle on a group that was saved before with ``save_group``; raises ``ResultError`` if there is none."""
+        document = self._open_store().document(SAVED.format(group_id))
+        if document is None:
+            raise ResultError(f"no group {group_id} was saved, or it was too long ago; save one with app.save_group(result)")
+        return restored(document, self.result)
+
+    def save_group(self, result: GroupResult[Any]) -> None:
+        """Keep which members the group has, as long as results are kept, for ``group_result`` in another process."""
+        self._open_store().keep(SAVED.format(result.id), result.document(), self.settings.result_ttl)
+
+    def workflow(self, task_id: str) -> tuple[Plan | None, list[Record]]:
+        """The plan of a workflow, by the id of its result, its first task or group, or a task of it that has begun.
+
+        With it come the records of those of its tasks that have begun or ended; None where there is no such plan.
+        """
+        store = self._open_store()
+        found = plan.find(task_id, store)
+        ids = [str(task.id) for task in found.tasks()] if found is not None else []
+        return found, [record for record in store.fetch(ids) if record is not None]
 
     def revoke(self, task_id: str, terminate: bool = False) -> None:
         """Have the task not run any more, wherever it waits and whoever is up; with ``terminate``, end it where it runs, too.
@@ -190,15 +279,66 @@ class TaskQ:
         """The queues whose dead letters are meant; a dead-letter queue stands for its queue."""
         return self.queue_names() if queue is None else (queue.removesuffix(dead_letter_queue("")),)
 
-    def _send(self, signatures: Sequence[Signature[Any]]) -> list[AsyncResult[Any]]:
+    def _send(self, canvases: Sequence[Canvas[Any]], values: Sequence[Any] = ()) -> list[Any]:
         parent, now = current_attempt(), time.time()
-        publications = [
-            compose(signature, default_queue=self.settings.default_queue, parent=parent, now=now) for signature in signatures
-        ]
+        store = self._open_store() if self.settings.replies else None
+        family = Family(reply_to=store.reply_to if store is not None else None)
+        if parent is not None:
+            family = Family(parent.id, parent.root_id or parent.id, family.reply_to)
+        publications: list[Publication] = []
+        results: list[Any] = []
+        workflows: list[tuple[Step, Follow]] = []
+        for canvas in canvases:
+            if isinstance(canvas, Partial) and not canvas.follows and not values:
+                publication = self._compose(canvas, family, now)
+                publications.append(publication)
+                results.append(self.result(publication.message.headers["id"]))
+            else:
+                step = settled(canvas.step())
+                whole = family if family.root_id else Family(None, plan.root_of(step), family.reply_to)
+                follow = launch(step, plain_result(values), whole, self._route, now)
+                publications += follow.publish
+                results.append(handle_of(step, self.result))
+                workflows.append((step, follow))
         for publication in publications:
             self._check_size(publication)
+        self._prepare(workflows)
         self.publisher.publish(publications)
-        return [self.result(publication.message.headers["id"]) for publication in publications]
+        return results
+
+    def _compose(self, call: Partial[Any], family: Family, now: float) -> Publication:
+        """The message of a call that nothing follows."""
+        options = call.options
+        if unknown := options.keys() - FLOW_OPTION_NAMES:
+            raise unknown_option(unknown, call)
+        args, kwargs = plain_arguments(call.task, call.args, call.kwargs, call.parameters)
+        queue = options.get("queue") or self._route(call.task)
+        task_id = options.get("task_id") or str(uuid.uuid4())
+        return compose(call.task, msgspec.json.encode((args, kwargs, NOTHING_FOLLOWS)), task_id, options, queue, family, now)
+
+    def _route(self, task: str) -> str:
+        known = self._tasks.get(task)
+        return (known.defaults.get("queue") if known is not None else None) or self.settings.default_queue
+
+    def _prepare(self, workflows: Sequence[tuple[Step, Follow]]) -> None:
+        """Open the chords that begin, and keep the workflows' plans for whoever wants to see them."""
+        if not workflows:
+            return
+        if not self.settings.keeps_results:
+            if any(map(has_chord, (step for step, _ in workflows))):
+                backend = masked(self.settings.backend)
+                raise UnsupportedFeature(f"a chord needs a backend that counts (sqlite, redis, postgresql), not {backend!r}")
+            return
+        store = self._open_store()
+        if (barriers := [barrier for _, follow in workflows for barrier in follow.barriers]) and store.chords is not None:
+            store.chords.open(barriers)
+        try:
+            for step, _ in workflows:
+                if step.subtask_type is not None:
+                    plan.keep(step, store, self.settings.result_ttl)
+        except BrokerError as error:
+            # It would run all the same, but for nobody to look at.
+            logger.warning("workflow_not_kept", error=str(error))
 
     def _check_size(self, publication: Publication) -> None:
         size, limit = len(publication.message.body), self.settings.max_message_bytes
@@ -216,8 +356,14 @@ class TaskQ:
                     raise ResultsDisabled(
                         "no backend is configured, so no results are kept; give TaskQ(backend=…) or TASKQ_BACKEND"
                     )
-                self._store = open_store(url, self.settings.result_ttl)
+                self._store = open_store(url, self.settings.result_ttl, open_replies=self._open_replies)
             return self._store
+
+    def _holds(self, task_id: str) -> bool | None:
+        return self.publisher.holds(task_id)
+
+    def _open_replies(self, take: TakeReply) -> Replies:
+        return open_replies(self.settings, take)
 
     def close(self) -> None:
         """Close the connections; the next call opens new ones."""

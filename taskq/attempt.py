@@ -29,6 +29,17 @@ class Past(msgspec.Struct, frozen=True):
     ended: str
 
 
+def past(entries: Any) -> tuple[Past, ...]:
+    """The attempts in these JSON values; what does not look like one is left out, as it is only for information."""
+    attempts = []
+    for entry in entries if isinstance(entries, list) else ():
+        try:
+            attempts.append(msgspec.convert(entry, Past))
+        except msgspec.ValidationError:
+            continue
+    return tuple(attempts)
+
+
 class Attempt(msgspec.Struct, frozen=True):
     """What a running task can know of itself; a task with ``bind=True`` receives it as its first argument.
 

@@ -23,7 +23,7 @@ Source = Literal["default", "keyword", "environment", "command line"]
 #: A number of bytes. In settings it may also be written as text with a unit: "200M", "1.5G", "512KiB".
 Size = NewType("Size", int)
 BROKER_SCHEMES = ("sqlite", "amqp", "amqps")
-BACKEND_SCHEMES = ("sqlite",)
+BACKEND_SCHEMES = ("sqlite", "redis", "rediss", "redis+socket", "postgresql", "rpc")
 
 
 def state_database() -> Path:
@@ -53,7 +53,11 @@ class Settings:
     broker: str = _setting(
         "", "broker URL: sqlite:///file.db, amqp:// or amqps://; empty: one SQLite file in the user's state directory"
     )
-    backend: str = _setting("", "result backend URL, or 'off'; empty: the broker's file if it is SQLite, else off")
+    backend: str = _setting(
+        "",
+        "result backend URL: sqlite:///file.db, redis://, rediss://, redis+socket:///path, postgresql:// or rpc://; or 'off';"
+        " empty: the broker's file if it is SQLite, else off",
+    )
     default_queue: str = _setting("default", "the queue of tasks that name none")
     publish_timeout: float = _setting(5.0, "seconds for connect, declare, publish and confirm together")
     max_message_bytes: int = _setting(1_048_576, "largest encoded message in bytes; larger ones are refused at the call")
@@ -65,6 +69,7 @@ class Settings:
     result_ttl: float = _setting(86_400.0, "seconds that a result is kept, from the end of the task")
     queues: str = _setting("", "queues a worker consumes, separated by commas; empty: every queue that a task of the app names")
     concurrency: int = _setting(0, "child processes of a worker; 0: one per processor")
+    scheduler: bool = _setting(True, "whether a worker also sees to the app's schedules, as 'taskq scheduler' does")
     start_method: Literal["fork", "spawn"] = _setting(
         "spawn" if sys.platform == "darwin" else "fork",
         "how children start: forked from a process that imported the app, or fresh",
@@ -95,6 +100,16 @@ class Settings:
     def backend_url(self) -> str | None:
         """The URL that results go to, or None where results are off."""
         return None if self.backend == "off" else self.backend
+
+    @property
+    def replies(self) -> bool:
+        """Whether results go back to their callers as messages, and are kept nowhere."""
+        return self.backend.startswith("rpc:")
+
+    @property
+    def keeps_results(self) -> bool:
+        """Whether there is a backend that can be asked later; only such a one counts the members of chords."""
+        return self.backend != "off" and not self.replies
 
     @property
     def queue_names(self) -> tuple[str, ...]:
@@ -165,6 +180,8 @@ def _checked(values: dict[str, Any], sources: dict[str, Source]) -> Settings:
         values["backend"] = values["broker"] if values["broker"].startswith("sqlite:") else "off"
     if values["backend"] != "off":
         _check_scheme("backend", values["backend"], BACKEND_SCHEMES)
+    if values["backend"].startswith("rpc:") and values["broker"].startswith("sqlite:"):
+        raise ConfigurationError("backend='rpc://' needs an amqp:// broker: results go back through its reply queues")
     for name in ("publish_timeout", "max_message_bytes", "result_ttl", "max_crashes", "prefetch", "delivery_limit"):
         if values[name] <= 0:
             raise ConfigurationError(f"{name} must be above 0, not {values[name]}")
@@ -195,6 +212,8 @@ def _convert(name: str, value: Any, called: str) -> Any:
         if value not in choices:
             raise ConfigurationError(f"{called} must be one of {', '.join(choices)}, not {value!r}")
         return value
+    if wanted is bool:
+        return _truth(value, called)
     if wanted is str:
         return ",".join(value) if isinstance(value, (list, tuple)) else str(value)
     if wanted is Size:
@@ -208,6 +227,14 @@ def _convert(name: str, value: Any, called: str) -> Any:
         kind = {"int": "a whole number", "float": "a number"}[wanted.__name__]
         raise ConfigurationError(f"{called} must be {kind}, not {value!r}")
     return number
+
+
+def _truth(value: Any, called: str) -> bool:
+    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    truth = words.get(str(value).strip().lower())
+    if truth is None:
+        raise ConfigurationError(f"{called} must be true or false, not {value!r}")
+    return truth
 
 
 # Whoever writes 200M of memory means what the kernel and Kubernetes' Mi count in: powers of 1024.

@@ -15,6 +15,7 @@ import msgspec
 from taskq.errors import ConfigurationError, MessageError
 from taskq.message import (
     ALONE,
+    ATTEMPTS,
     CRASHES,
     DEAD_AT,
     DEAD_DETAIL,
@@ -114,6 +115,7 @@ def revived(message: Message, now: float) -> Message:
     is a priority, which only what RabbitMQ dead-lettered still has: its queue need not take one from us.
     """
     kept = {name: value for name, value in message.headers.items() if not _is_of_the_past(name)}
+    kept[ATTEMPTS] = message.attempt
     if "retries" in kept:
         kept["retries"] = 0
     if "eta" in kept:

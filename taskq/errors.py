@@ -15,6 +15,7 @@
     * QueueMismatch           the queue exists with other arguments
     * ConnectionLost          an open connection broke
     * DatabaseError           an SQLite file is damaged, foreign, read-only, locked or its disk is full
+    * BackendError            the result backend is unreachable or refuses
   * Verdict                   what a task raises on purpose
     * Retry                   run me again
     * Reject                  the message is wrong: to the dead letters, or back to the queue
@@ -28,6 +29,7 @@
       * DeadLettered          its message is among the dead letters
       * TimeLimitExceeded     its process was killed at the hard time limit
       * WorkerLost            its process died, or may have, and it must not run again
+      * ChordError            a member of its chord ended badly, so it has not run
       * TaskRevoked           it was revoked
         * TaskExpired         its time was over before it ran
 * Terminated                  raised inside a task that is revoked while it runs (a BaseException)
@@ -118,6 +120,13 @@ class DatabaseError(BrokerError):
         self.passing = passing
 
 
+class BackendError(BrokerError):
+    """The result backend is unreachable, or refuses; the next call connects anew.
+
+    A kind of ``BrokerError``, because a worker treats both alike: what has not been stored stays in custody, unacked.
+    """
+
+
 class Verdict(TaskqError):
     """What a task raises to say how it ends, where neither a return value nor an error says it."""
 
@@ -206,6 +215,10 @@ class TimeLimitExceeded(TaskFailed):
 
 class WorkerLost(TaskFailed):
     """The process that ran the task died, or may have, and the task must not run again."""
+
+
+class ChordError(TaskFailed):
+    """The body of a chord has not run, since a member of the chord ended badly."""
 
 
 class TaskRevoked(TaskFailed):

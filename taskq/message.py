@@ -23,10 +23,16 @@ RETURNS = "tq-returns"
 ALONE = "tq-alone"
 #: How often the broker handed this message out before it was last published; graceful returns included.
 DELIVERIES = "tq-deliveries"
+#: How many attempts there had been when the message was replayed from the dead letters, and began anew.
+ATTEMPTS = "tq-attempts"
 #: The attempts so far, oldest first; see ``taskq.attempt.Past``.
 HISTORY = "tq-history"
 #: When a worker first met this message without knowing its task, as seconds since the epoch.
 UNKNOWN_SINCE = "tq-unknown-since"
+
+#: Which tick of which schedule this message is, and which copy of it, where there may be several: see ``taskq.results.ledger``.
+TICK = "tq-tick"
+TICK_COPY = "tq-tick-copy"
 
 #: A dead letter says in these headers why it is dead, beside the headers that the message had.
 DEAD_PREFIX = "tq-dead-"
@@ -57,6 +63,11 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
         """How often the process that ran this message had died when it was last published."""
         return self.count(CRASHES)
 
+    @property
+    def attempt(self) -> int:
+        """The ordinal of the next attempt, which grows with whatever had the message published again: the fence of results."""
+        return 1 + sum(map(self.count, (ATTEMPTS, "retries", CRASHES, DELIVERIES)))
+
     def count(self, header: str) -> int:
         """The counter in this header; 0 where there is none, or something that is no counter."""
         value = self.headers.get(header)
@@ -80,13 +91,15 @@ def undecodable(body: bytes) -> Message:
 class Publication(msgspec.Struct, frozen=True):
     """A message and where it goes: the queue, and after how many seconds (0: at once).
 
-    ``first`` is for a message that has waited its turn already: it goes ahead of those that wait in the queue.
+    ``first`` is for a message that has waited its turn already: it goes ahead of those that wait in the queue. A ``reply`` goes
+    to the queue of somebody who waits for it; where that is gone, the reply is dropped without an error.
     """
 
     queue: str
     message: Message
     delay: float = 0.0
     first: bool = False
+    reply: bool = False
 
 
 def dead_letter_queue(queue: str) -> str:

@@ -68,6 +68,38 @@ STEPS: tuple[tuple[str, ...], ...] = (
         """,
         "create index controls_expires on controls (expires) where expires is not null",
     ),
+    (
+        "alter table results add column attempt integer not null default 0",
+        """
+        create table chords (
+            id text primary key,
+            size integer,
+            counted integer not null default 0,
+            claimant text,
+            claimed_until real not null default 0,
+            over integer not null default 0,
+            expires real not null
+        ) without rowid
+        """,
+        "create index chords_expires on chords (expires)",
+        """
+        create table chord_members (
+            chord text not null, id text not null, place integer not null, status text not null, result blob not null,
+            primary key (chord, id, place)
+        )
+        """,
+        """
+        create trigger chord_deleted after delete on chords begin
+            delete from chord_members where chord = old.id;
+        end
+        """,
+        "create table documents (name text primary key, document blob not null, expires real not null)",
+        "create index documents_expires on documents (expires)",
+    ),
+    (
+        "create table ledger (key text primary key, entry blob not null, expires real not null) without rowid",
+        "create index ledger_expires on ledger (expires)",
+    ),
 )
 #: Of the schema. A file of a newer taskq is refused, as its rows may mean something else.
 VERSION = len(STEPS)

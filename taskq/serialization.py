@@ -131,19 +131,15 @@ def _way_out(value: Any) -> str:
 _STANDARD_MODULES = frozenset({"builtins", "datetime", "decimal", "uuid"})
 
 
-def encode_call(
-    task: str, args: Sequence[Any], kwargs: Mapping[str, Any], embed: Mapping[str, Any], names: Sequence[str] = ()
-) -> bytes:
-    """The body of a message: ``[args, kwargs, embed]``.
-
-    ``names`` are the names of the positional parameters, for the error. Raises ``ArgumentRefused``.
-    """
+def plain_arguments(
+    task: str, args: Sequence[Any], kwargs: Mapping[str, Any], names: Sequence[str] = ()
+) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of a call as JSON values; ``names`` are those of the positional parameters. Raises ``ArgumentRefused``."""
     plain_args = []
     for index, value in enumerate(args):
         label = repr(names[index]) if index < len(names) else f"number {index + 1}"
         plain_args.append(_argument(task, label, value))
-    plain_kwargs = {name: _argument(task, repr(name), value) for name, value in kwargs.items()}
-    return msgspec.json.encode((plain_args, plain_kwargs, embed))
+    return plain_args, {name: _argument(task, repr(name), value) for name, value in kwargs.items()}
 
 
 def _argument(task: str, label: str, value: Any) -> Any:

@@ -1,167 +1,250 @@
-"""A signature: a call that has not been sent yet, and how it becomes a message."""
+"""A signature: a call that has not been sent yet. Signatures combine into workflows; see ``taskq.workflow``."""
 
 from __future__ import annotations
 
-import math
-import os
-import socket
-import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from typing import Any, Generic, Protocol, TypedDict, TypeVar, Unpack
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Generic, Protocol, Self, TypeVar, Unpack
 
-from taskq.attempt import Attempt
+from taskq.compose import OPTION_NAMES, SendOptions
 from taskq.errors import ConfigurationError, NotBound
-from taskq.message import Message, Publication
 from taskq.results.handle import AsyncResult
-from taskq.serialization import encode_call
+from taskq.serialization import plain_arguments
+from taskq.step import Step, chain_of
 
 R = TypeVar("R")
-_EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
-_RESERVED = frozenset({"lang", "task", "id", "eta", "expires", "group", "retries", "timelimit", "root_id", "parent_id"})
+S = TypeVar("S")
 
 
-class SendOptions(TypedDict, total=False):
-    """How a call is sent. The names are Celery's.
+class FlowOptions(SendOptions, total=False):
+    """``SendOptions``, and what follows.
 
-    ``countdown``: run after so many seconds; ``eta``: run at that moment; ``expires``: do not run after so many seconds or that
-    moment; ``priority``: 0 to 9, 9 first; ``task_id``: the id, made up by default; ``headers``: extra message headers;
-    ``time_limit`` and ``soft_time_limit``: seconds, in place of the task's and the worker's.
+    ``link``: these are called with the result; ``link_error``: these are called with the id of the task that failed.
     """
 
-    queue: str | None
-    priority: int | None
-    countdown: float | None
-    eta: datetime | None
-    expires: float | datetime | None
-    task_id: str | None
-    ignore_result: bool | None
-    time_limit: float | None
-    soft_time_limit: float | None
-    headers: Mapping[str, Any] | None
-
-
-OPTION_NAMES = frozenset(SendOptions.__annotations__)
+    link: Sequence[Canvas[Any]] | Canvas[Any] | None
+    link_error: Sequence[Canvas[Any]] | Canvas[Any] | None
 
 
 class Send(Protocol):
-    """Sends signatures and returns their results, in order."""
+    """Sends calls and workflows, and returns their results in order."""
 
-    def __call__(self, signatures: Sequence[Signature[Any]], /) -> list[AsyncResult[Any]]:
-        """Send them."""
+    def __call__(self, canvases: Sequence[Canvas[Any]], values: Sequence[Any] = (), /) -> list[Any]:
+        """Send them; the first tasks of each get ``values`` before their own arguments."""
 
 
-@dataclass(frozen=True)
-class Signature(Generic[R]):
+class Canvas(Generic[R]):
+    """What can be part of a workflow: a call, complete or not, or a workflow. ``options`` say how it is sent, and what follows.
+
+    As in Celery, ``set``, ``link`` and ``on_error`` change it in place; ``clone`` makes a copy.
+    """
+
+    options: dict[str, Any]
+
+    def set(self, **options: Unpack[FlowOptions]) -> Self:
+        """Have it sent with these options too; returns itself.
+
+        Those of a workflow hold for all its tasks that say nothing else; a countdown or an ETA delays its beginning.
+        """
+        self.options.update(options)
+        return self
+
+    def link(self, callback: Canvas[S]) -> Canvas[S]:
+        """Have ``callback`` called with the result; returns ``callback``."""
+        self._append("link", callback)
+        return callback
+
+    def link_error(self, errback: Canvas[S]) -> Canvas[S]:
+        """Have ``errback`` called with the id of the task that failed; returns ``errback``.
+
+        One that takes three arguments gets request, exception and traceback instead, as in Celery. In a chain it listens to
+        each step, in a chord to the body, which fails when a member does.
+        """
+        self._append("link_error", errback)
+        return errback
+
+    def on_error(self, errback: Canvas[Any]) -> Self:
+        """As ``link_error``, but returns itself."""
+        self.link_error(errback)
+        return self
+
+    def clone(self) -> Self:
+        """A copy that can be changed for itself."""
+        copy = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__, options=dict(self.options))
+        return copy
+
+    def step(self) -> Step:
+        """It as it travels; raises ``ArgumentRefused`` for arguments that JSON cannot carry."""
+        raise NotImplementedError
+
+    def sender(self) -> Send | None:
+        """What sends it: that of the first of its tasks which belongs to an app."""
+        raise NotImplementedError
+
+    def check(self, given: int) -> None:
+        """Raise ``TypeError`` if a task of it would not take its arguments, with so many others before them."""
+        raise NotImplementedError
+
+    def __or__(self, after: Canvas[S]) -> Chain[S]:
+        """A chain of the two."""
+        ends = [canvas.steps if isinstance(canvas, Chain) and not canvas.options else (canvas,) for canvas in (self, after)]
+        return Chain([*ends[0], *ends[1]])
+
+    def _append(self, option: str, follower: Canvas[Any]) -> None:
+        self.options[option] = [*_listed(self.options.get(option)), follower]
+
+    def _plain_options(self) -> dict[str, Any]:
+        """The options as they travel."""
+        if unknown := self.options.keys() - FLOW_OPTION_NAMES:
+            raise unknown_option(unknown, self)
+        return {name: _plain_option(name, value) for name, value in self.options.items() if value is not None}
+
+    def _sent(self, values: Sequence[Any] = ()) -> Any:
+        self.check(len(values))
+        send = self.sender()
+        if send is None:
+            raise NotBound(f"{self!r} belongs to no app; take its module in with app.include(...)")
+        return send([self], values)[0]
+
+
+class Partial(Canvas[R]):
+    """A call that may lack its first arguments: a later step of a workflow, which gets what the step before it returns."""
+
+    def __init__(
+        self,
+        task: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        *,
+        immutable: bool = False,
+        parameters: tuple[str, ...] = (),
+        accepts: Callable[..., Any] | None = None,
+        send: Send | None = None,
+    ) -> None:
+        self.task = task
+        self.args = args
+        self.kwargs: Mapping[str, Any] = {} if kwargs is None else kwargs
+        self.options = dict(options or {})
+        self.immutable = immutable
+        self.parameters = parameters
+        self.accepts = accepts
+        self.send = send
+
+    def __repr__(self) -> str:
+        arguments = [*map(repr, self.args), *(f"{name}={value!r}" for name, value in self.kwargs.items())]
+        return f"{self.task}({', '.join(arguments)})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Partial) and self._value() == other._value()
+
+    __hash__ = None  # type: ignore[assignment]  # it can be changed in place
+
+    def _value(self) -> tuple[Any, ...]:
+        return self.task, list(self.args), dict(self.kwargs), self.options, self.immutable
+
+    def step(self) -> Step:
+        """It as it travels."""
+        args, kwargs = plain_arguments(self.task, self.args, self.kwargs, self.parameters)
+        return Step(task=self.task, args=args, kwargs=kwargs, options=self._plain_options(), immutable=self.immutable)
+
+    def sender(self) -> Send | None:
+        """What sends it."""
+        return self.send
+
+    def check(self, given: int) -> None:
+        """The task's function says what it takes."""
+        if self.accepts is None:
+            return
+        try:
+            self.accepts(*[None] * (0 if self.immutable else given), *self.args, **self.kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self.task}(): {error}") from None
+
+    @property
+    def follows(self) -> bool:
+        """Whether anything follows it, so that it is more than a call."""
+        return bool(self.options.get("link") or self.options.get("link_error"))
+
+
+class Signature(Partial[R]):
     """A call that has not been sent: a task's name, its arguments and how to send it."""
-
-    task: str
-    args: Sequence[Any] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    options: SendOptions = field(default_factory=SendOptions)
-    parameters: tuple[str, ...] = field(default=(), repr=False)
-    send: Send | None = field(default=None, repr=False, compare=False)
 
     def delay(self) -> AsyncResult[R]:
         """Send the call; see ``Task.delay``."""
-        if self.send is None:
-            raise NotBound(f"task {self.task!r} belongs to no app; take its module in with app.include(...)")
-        return self.send([self])[0]
+        result: AsyncResult[R] = self._sent()
+        return result
 
-    def apply_async(self, **options: Unpack[SendOptions]) -> AsyncResult[R]:
+    def apply_async(self, **options: Unpack[FlowOptions]) -> AsyncResult[R]:
         """Send the call with these options too."""
-        return self.set(**options).delay()
-
-    def set(self, **options: Unpack[SendOptions]) -> Signature[R]:
-        """A copy to be sent with these options too."""
-        return replace(self, options={**self.options, **options})
+        return self.clone().set(**options).delay()
 
 
-def compose(signature: Signature[Any], *, default_queue: str, parent: Attempt | None, now: float) -> Publication:
-    """The message of a call, in Celery's protocol 2, and where it goes. ``now`` is in seconds since the epoch.
+class Chain(Canvas[R]):
+    """Steps, one after the other. Its result is that of the last one."""
 
-    Raises ``ArgumentRefused`` for arguments that JSON cannot carry and ``ConfigurationError`` for options that make no sense.
-    """
-    options = signature.options
-    if unknown := options.keys() - OPTION_NAMES:
-        raise ConfigurationError(
-            f"unknown option {min(unknown)!r} for task {signature.task!r}; there are {sorted(OPTION_NAMES)}"
-        )
-    task_id = options.get("task_id") or str(uuid.uuid4())
-    delay = _delay(options, now)
-    headers: dict[str, Any] = {
-        "lang": "py",
-        "task": signature.task,
-        "id": task_id,
-        "root_id": parent.root_id or parent.id if parent else task_id,
-        "parent_id": parent.id if parent else None,
-        "group": None,
-        "retries": 0,
-        "eta": _iso(now + delay) if delay else None,
-        "expires": _expires(options.get("expires"), now),
-        "timelimit": list(time_limits(options)),
-        "origin": origin(),
-        "ignore_result": bool(options.get("ignore_result")),
-    }
-    if extra := options.get("headers"):
-        if clash := _RESERVED & extra.keys():
-            raise ConfigurationError(f"the header {min(clash)!r} is part of the protocol; give yours another name")
-        headers.update(extra)
-    body = encode_call(signature.task, signature.args, signature.kwargs, _EMBED, signature.parameters)
-    message = Message(headers=headers, body=body, priority=_priority(options.get("priority")), correlation_id=task_id)
-    return Publication(options.get("queue") or default_queue, message, delay)
+    def __init__(self, steps: Sequence[Canvas[Any]]) -> None:
+        if not steps:
+            raise ConfigurationError("a chain needs at least one step")
+        self.steps = tuple(steps)
+        self.options = {}
 
+    def __repr__(self) -> str:
+        return " | ".join(map(repr, self.steps))
 
-def time_limits(options: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """The hard and the soft time limit among these options; raises ``ConfigurationError`` for those that make no sense."""
-    hard, soft = options.get("time_limit"), options.get("soft_time_limit")
-    for name, limit in (("time_limit", hard), ("soft_time_limit", soft)):
-        if limit is not None and not (type(limit) in (int, float) and math.isfinite(limit) and limit > 0):
-            raise ConfigurationError(f"{name} must be a number of seconds above 0, not {limit!r}")
-    if hard is not None and soft is not None and soft >= hard:
-        raise ConfigurationError(f"soft_time_limit={soft:g} must be below time_limit={hard:g}: it would never be reached")
-    return hard, soft
+    def step(self) -> Step:
+        """It as it travels."""
+        return chain_of([step.step() for step in self.steps], **self._plain_options())
+
+    def sender(self) -> Send | None:
+        """What sends it."""
+        return first_sender(self.steps)
+
+    def check(self, given: int) -> None:
+        """The first step gets what the chain gets, and each other one a result."""
+        for number, step in enumerate(self.steps):
+            step.check(1 if number else given)
+
+    def delay(self, *values: Any) -> AsyncResult[R]:
+        """Send its first step, with these before its own arguments; returns the result of the last one.
+
+        Raises as ``Task.delay``.
+        """
+        result: AsyncResult[R] = self._sent(values)
+        return result
+
+    __call__ = delay
+
+    def apply_async(self, args: Sequence[Any] = (), **options: Unpack[FlowOptions]) -> AsyncResult[R]:
+        """``delay`` with options."""
+        return self.clone().set(**options).delay(*args)
 
 
-def origin() -> str:
-    """Who sends, as Celery writes it."""
-    return f"gen{os.getpid()}@{_HOSTNAME}"
+FLOW_OPTION_NAMES = frozenset({*OPTION_NAMES, "link", "link_error"})
 
 
-_HOSTNAME = socket.gethostname()
+def unknown_option(names: Collection[str], canvas: Canvas[Any]) -> ConfigurationError:
+    """The error that says so."""
+    return ConfigurationError(f"unknown option {min(names)!r} for {canvas!r}; there are {', '.join(sorted(FLOW_OPTION_NAMES))}")
 
 
-def _delay(options: SendOptions, now: float) -> float:
-    countdown, eta = options.get("countdown"), options.get("eta")
-    if countdown is not None and eta is not None:
-        raise ConfigurationError("countdown and eta exclude each other; give one")
-    if eta is not None:
-        countdown = _moment(eta, "eta") - now
-    if countdown is None:
-        return 0.0
-    if not math.isfinite(countdown):
-        raise ConfigurationError(f"countdown must be a number of seconds, not {countdown!r}")
-    return max(0.0, float(countdown))
+def _listed(value: Any) -> list[Canvas[Any]]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _expires(expires: float | datetime | None, now: float) -> str | None:
-    if expires is None:
-        return None
-    return _iso(_moment(expires, "expires") if isinstance(expires, datetime) else now + expires)
+def _plain_option(name: str, value: Any) -> Any:
+    if name in ("link", "link_error"):
+        return [follower.step() for follower in _listed(value)]
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise ConfigurationError(f"{name} needs a time zone; write datetime.now(UTC) + …, or use seconds")
+        return value.isoformat()
+    return dict(value) if isinstance(value, Mapping) else value
 
 
-def _moment(value: datetime, name: str) -> float:
-    if value.tzinfo is None:
-        raise ConfigurationError(f"{name} needs a time zone; write datetime.now(UTC) + …, or use seconds")
-    return value.timestamp()
-
-
-def _iso(moment: float) -> str:
-    return datetime.fromtimestamp(moment, UTC).isoformat()
-
-
-def _priority(priority: int | None) -> int | None:
-    if priority is not None and not (type(priority) is int and 0 <= priority <= 9):
-        raise ConfigurationError(f"priority must be a whole number from 0 to 9, not {priority!r}")
-    return priority
+def first_sender(canvases: Iterable[Canvas[Any]]) -> Send | None:
+    """What sends the first of these that belongs to an app."""
+    return next((send for canvas in canvases if (send := canvas.sender()) is not None), None)

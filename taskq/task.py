@@ -6,17 +6,20 @@ import functools
 import inspect
 import sys
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, Unpack, get_args, overload
 
 import msgspec
 
 from taskq.attempt import Attempt, current_attempt
+from taskq.compose import SendOptions, time_limits
 from taskq.errors import ConfigurationError
 from taskq.results.handle import AsyncResult
 from taskq.retry import RetryOptions, policy_of
-from taskq.signature import Send, SendOptions, Signature, time_limits
+from taskq.signature import FlowOptions, Partial, Send, Signature
+from taskq.step import Step
+from taskq.workflow import Group
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -118,27 +121,94 @@ class Task(Generic[P, R]):
         return self.apply_async(args, kwargs)
 
     def apply_async(
-        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[SendOptions]
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[FlowOptions]
     ) -> AsyncResult[R]:
-        """``delay`` with options: see ``SendOptions`` for what they mean."""
-        return self.signature(args, kwargs, **options).delay()
+        """``delay`` with options: see ``FlowOptions`` for what they mean."""
+        return self._call(args, kwargs, options).delay()
 
-    def s(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]:
-        """The call as a value, to be sent later."""
+    @overload
+    def s(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]: ...
+    @overload
+    def s(self, *args: Any, **kwargs: Any) -> Partial[R]: ...
+    def s(self, *args: Any, **kwargs: Any) -> Any:
+        """The call as a value, to be sent later, or to be a step of a workflow, where results come before these arguments.
+
+        Raises ``TypeError`` for arguments that the function can't take, whatever comes before them.
+        """
         return self.signature(args, kwargs)
 
+    def si(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]:
+        """The call as a value that takes no results of what comes before it in a workflow."""
+        return self.signature(args, kwargs, immutable=True)
+
     def signature(
-        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[SendOptions]
+        self,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        immutable: bool = False,
+        **options: Unpack[FlowOptions],
     ) -> Signature[R]:
-        """The call as a value, with options. Raises ``TypeError`` for arguments that the function does not take."""
-        kwargs = kwargs or {}
+        """``s`` and ``si`` with options."""
+        signature = self._call(args, kwargs, options, immutable=immutable)
         try:
-            self._signature.bind(*args, **kwargs)
+            (self._signature.bind if immutable else self._signature.bind_partial)(*args, **signature.kwargs)
         except TypeError as error:
             raise TypeError(f"{self.name}(): {error}") from None
+        return signature
+
+    def map(self, items: Iterable[Any]) -> Signature[list[R]]:
+        """One task that calls this one with each item in turn, and returns the list of the results."""
+        return self._mapped("celery.map", list(items))
+
+    def starmap(self, items: Iterable[Iterable[Any]]) -> Signature[list[R]]:
+        """As ``map``; each item holds all arguments of a call."""
+        return self._mapped("celery.starmap", [list(item) for item in items])
+
+    def chunks(self, items: Iterable[Iterable[Any]], size: int) -> Group[list[R]]:
+        """A group of ``starmap``, each with ``size`` items."""
+        if size < 1:
+            raise ConfigurationError(f"a chunk has at least one item, not {size}")
+        rows = [list(item) for item in items]
+        return Group([self.starmap(rows[start : start + size]) for start in range(0, len(rows), size)])
+
+    def takes(self, count: int) -> bool:
+        """Whether the function can take so many positional arguments."""
+        if count <= len(self._parameters):
+            return True
+        return any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in self._signature.parameters.values())
+
+    def _mapped(self, by: str, items: list[Any]) -> Signature[list[R]]:
+        called = msgspec.to_builtins(Step(task=self.name))
+        return Signature(by, (), {"task": called, "it": items}, self._defaults(), send=self.send)
+
+    def _defaults(self) -> dict[str, Any]:
+        return {name: value for name, value in self.defaults.items() if value is not None}
+
+    def _call(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any] | None, options: Mapping[str, Any], *, immutable: bool = False
+    ) -> Signature[R]:
         given = {name: value for name, value in options.items() if value is not None}
-        merged: Any = {**self.defaults, **given}
-        return Signature(self.name, args, kwargs, merged, self._parameters, self.send)
+        return Signature(
+            self.name,
+            args,
+            kwargs,
+            {**self._defaults(), **given},
+            immutable=immutable,
+            parameters=self._parameters,
+            accepts=self._signature.bind,
+            send=self.send,
+        )
+
+
+def router(tasks: Mapping[str, Task[..., Any]], default_queue: str) -> Callable[[str], str]:
+    """Tells the queue of a task by its name, where the call names none."""
+
+    def route(name: str) -> str:
+        task = tasks.get(name)
+        return (task.defaults.get("queue") if task is not None else None) or default_queue
+
+    return route
 
 
 def _default_name(function: Callable[..., Any], main_name: str | None) -> str:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import kombu
 import pytest
 
 from taskq.message import dead_letter_queue
+from tests.postgres_server import Postgres, running_postgres
+from tests.redis_server import Redis, running_redis
 from tests.servers import RabbitMQ, running_node
 from tests.support import Stage
+
+# How long an example takes says what else the machine does: pytest-timeout ends what hangs.
+hypothesis.settings.register_profile("taskq", deadline=None)
+hypothesis.settings.load_profile("taskq")
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +27,37 @@ def rabbitmq() -> Iterator[RabbitMQ]:
     """The private RabbitMQ node of this test run."""
     with running_node() as node:
         yield node
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """The private PostgreSQL server of this test run."""
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[Redis]:
+    """The private Redis server of this test run."""
+    with running_redis() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The files of a server called localhost, and of the authority that vouches for it."""
+    folder = tmp_path_factory.mktemp("tls")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=taskq test authority", "-days", "2")
+    openssl("req", *key, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=localhost")
+    (folder / "names").write_text("subjectAltName = DNS:localhost")
+    sign = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names")
+    openssl("x509", "-req", "-in", "server.csr", "-out", "server.pem", *sign)
+    return {"cacertfile": folder / "ca.pem", "certfile": folder / "server.pem", "keyfile": folder / "server.key"}
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # /usr/sbin/rabbitmq-ser
 START_TIMEOUT = 60.0
 PR_SET_PDEATHSIG = 1
 #: The kernel ties a process to the thread that starts it, so that thread has to live as long as the tests.
-_spawner = ThreadPoolExecutor(1, "servers")
+spawner = ThreadPoolExecutor(1, "servers")
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
@@ -210,7 +210,7 @@ class RabbitMQ:
 
     def _spawn(self, command: Sequence[str], log: str, **extra: str) -> subprocess.Popen[bytes]:
         with (self.folder / log).open("ab") as output:
-            return _spawner.submit(
+            return spawner.submit(
                 subprocess.Popen,
                 command,
                 cwd=self.folder,
@@ -219,11 +219,11 @@ class RabbitMQ:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             ).result()
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """The kernel kills this process when the test process dies, however it dies."""
     if _libc is not None:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import kombu.pools
+
 from taskq import TaskQ, config
 from taskq.broker import decoder, open_consumer, open_session
 from taskq.broker.interface import Consumer, Delivery
@@ -137,6 +139,17 @@ class Worker:
         """Tell it to end, and wait; returns its exit code."""
         self.send(number, group=group)
         return self.wait()
+
+
+def close_celery(client: Any) -> None:
+    """Close a Celery application with all that it holds open: its pools are everybody's with the same URL."""
+    consumer = getattr(client.backend, "result_consumer", None)
+    if consumer is not None:
+        consumer.stop()
+    if (server := client.backend.__dict__.get("client")) is not None:
+        server.connection_pool.disconnect()
+    client.close()
+    kombu.pools.reset()
 
 
 @dataclass

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from taskq.attempt import Attempt, Past
+from taskq.attempt import Attempt, past
 from taskq.broker.interface import Delivery
 from taskq.errors import MessageError
-from taskq.message import ALONE, DELIVERIES, JSON, RETURNS, Message
+from taskq.launch import FAILURE, Failed
+from taskq.message import ALONE, DELIVERIES, HISTORY, JSON, RETURNS, Message
+from taskq.results.handle import rebuilt
 from taskq.retry import RetryPolicy
 from taskq.serialization import decode
-from taskq.workers.outcome import past
+from taskq.step import NOTHING_FOLLOWS, Embed
+from taskq.task import Task
+from taskq.workers.ending import check, read_embed
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -53,7 +57,7 @@ def read_call(message: Message, delivery: Delivery, policy: RetryPolicy) -> Call
         root_id=headers.get("root_id"),
         parent_id=headers.get("parent_id"),
         headers=headers,
-        history=_history(message),
+        history=past(headers.get(HISTORY)),
         retry_policy=policy,
     )
     time_limit, soft_time_limit = _limits(headers.get("timelimit"))
@@ -69,30 +73,52 @@ def read_call(message: Message, delivery: Delivery, policy: RetryPolicy) -> Call
     )
 
 
-def read_arguments(message: Message) -> tuple[list[Any], dict[str, Any]]:
-    """The arguments of the call; raises ``MessageError`` where they cannot be had, running no code."""
+class Arguments(NamedTuple):
+    """A message's body: the arguments of the call, and what follows it."""
+
+    args: list[Any]
+    kwargs: dict[str, Any]
+    embed: Embed
+
+
+def read_arguments(message: Message, chords: bool) -> Arguments:
+    """The arguments of the call, and what follows; raises ``MessageError`` where they cannot be had, running no code.
+
+    Without ``chords``, nobody counts the members of chords, and a message of one cannot be run: its chord would never end.
+    """
     if message.content_type != JSON:
         raise MessageError(f"the content type is {message.content_type!r}; taskq reads {JSON!r} only")
     if compression := message.headers.get("compression"):
         raise MessageError(f"the body is compressed ({compression}), which this version of taskq does not read")
     match decode(message.body, message.content_encoding):
         case [list() as args, dict() as kwargs, dict() as embed]:
-            # Running the task but not what was to follow would be a silent drop.
-            if follow := sorted(name for name in ("callbacks", "errbacks", "chain", "chord") if embed.get(name)):
-                raise MessageError(f"the message asks for {', '.join(follow)}, which this version of taskq does not run")
-            return args, kwargs
+            if not any(embed.values()):
+                return Arguments(args, kwargs, NOTHING_FOLLOWS)
+            # Read now what is to follow: were it no use, the task must not run.
+            follows = read_embed(message)
+            check(follows)
+            if follows.chord is not None and not isinstance(message.headers.get("group"), str):
+                raise MessageError("it is a member of a chord, but its header 'group' does not say of which")
+            if follows.chord is not None and not chords:
+                raise MessageError("it is a member of a chord, whose members only sqlite, redis and postgresql backends count")
+            return Arguments(args, kwargs, follows)
     raise MessageError("the body is not [args, kwargs, embed]")
 
 
-def _history(message: Message) -> tuple[Past, ...]:
-    """The attempts that the message remembers; what does not look like one is left out, as it is only for information."""
-    attempts = []
-    for entry in past(message):
-        try:
-            attempts.append(msgspec.convert(entry, Past))
-        except msgspec.ValidationError:
-            continue
-    return tuple(attempts)
+def with_failure(arguments: Arguments, message: Message, task: Task[..., Any]) -> Arguments:
+    """The arguments of an errback: the failed task's id, or, as with Celery's newer ones, request, exception and traceback.
+
+    Which of the two it wants shows in how many positional arguments it takes.
+    """
+    if FAILURE not in message.headers or not arguments.args or not task.takes(len(arguments.args) + 2):
+        return arguments
+    try:
+        failed = msgspec.convert(message.headers[FAILURE], Failed)
+    except msgspec.ValidationError as error:
+        raise MessageError(f"the header {FAILURE!r} tells of no failure: {error}") from None
+    request = Attempt(failed.id, failed.task)
+    exception = rebuilt({"status": failed.status, "result": failed.failure, "traceback": failed.traceback})
+    return arguments._replace(args=[request, exception, failed.traceback, *arguments.args[1:]])
 
 
 def _limits(value: Any) -> tuple[float | None, float | None]:

@@ -28,7 +28,7 @@ from taskq.workers.execute import Executor
 from taskq.workers.lifeline import die_with_parent
 from taskq.workers.note import TERMINATED, Note, Terms
 from taskq.workers.outcome import Outcome
-from taskq.workers.pipe import ASKED, DONE, READY, SKIPPED, Inbox, pack_report
+from taskq.workers.pipe import ASKED, BEGUN, DONE, READY, SKIPPED, Inbox, pack_report
 from taskq.workers.signals import SOFT_SIGNAL
 
 
@@ -69,6 +69,15 @@ class Supervised:
         """Ask the supervisor, which answers once the record is stored."""
         self._pipe.sendall(pack_report(self.number, ASKED, 0, Outcome("begun", record=begun)))
         return self.inbox.answer(self.number)
+
+    def is_the_one(self) -> bool:
+        """Ask the supervisor, which asks the ledger."""
+        self._pipe.sendall(pack_report(self.number, ASKED, 0, Outcome("asked")))
+        return self.inbox.answer(self.number)
+
+    def begins(self, begun: Record) -> None:
+        """Tell the supervisor; nobody waits for it."""
+        self._pipe.sendall(pack_report(self.number, BEGUN, 0, Outcome("begun", record=begun)))
 
     def agree(self, terms: Terms) -> None:
         """Note the terms where the supervisor sees them."""

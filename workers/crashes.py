@@ -21,8 +21,10 @@ import msgspec
 
 from taskq import log
 from taskq.config import Settings
+from taskq.launch import Route
 from taskq.message import ALONE, CRASHES, RETURNS, SUSPECTED, Message
 from taskq.results.store import Record
+from taskq.workers.ending import ended_badly
 from taskq.workers.launcher import Death
 from taskq.workers.note import NO_TERMS, Terms
 from taskq.workers.outcome import AT_MOST_ONCE, Outcome, again, dead_letter, failure, record, revoked, with_attempt
@@ -73,10 +75,11 @@ class End:
 class Coroner:
     """Decides for one worker what becomes of messages whose process died."""
 
-    def __init__(self, settings: Settings, worker: str) -> None:
+    def __init__(self, settings: Settings, worker: str, route: Route) -> None:
         self._max_crashes = settings.max_crashes
         self._results = settings.backend_url is not None
         self._worker = worker
+        self._route = route
 
     def decide(self, queue: str, message: Message, end: End, blame: Blame) -> Outcome:
         """The message's task ran in a child that died."""
@@ -94,7 +97,8 @@ class Coroner:
         message = with_attempt(message, self._worker, time.time() - end.seconds, end.seconds, _how(end))
         if reason == "revoked":
             logger.warning("task_revoked", **_about(queue, message), terminated=True, died=str(end))
-            return Outcome("revoked", record=self._record(message, "REVOKED", revoked("terminated")))
+            why = revoked("terminated")
+            return ended_badly(Outcome("revoked", record=self._record(message, "REVOKED", why)), message, why, self._route)
         if reason == "time limit":
             return self._timed_out(queue, message, end)
         if end.terms.at_most_once:
@@ -118,13 +122,20 @@ class Coroner:
             return self._dead(queue, message, "lost", "all children of its worker were killed", end, kind="WorkerLost")
         return self.came_back(queue, message, orphaned=True, begun=True)
 
+    def revoked(self, queue: str, message: Message) -> Outcome:
+        """The message's task was revoked before it ran: that is its end."""
+        logger.warning("task_revoked", **_about(queue, message))
+        kept, why = not message.headers.get("ignore_result"), revoked("revoked")
+        outcome = Outcome("revoked", record=self._record(message, "REVOKED", why) if kept else None)
+        return ended_badly(outcome, message, why, self._route)
+
     def came_back(self, queue: str, message: Message, *, orphaned: bool, begun: bool, record: Record | None = None) -> Outcome:
         """The message came back although nobody gave it back: it may be that the worker that held it died.
 
         ``orphaned`` says that this is certain, ``begun`` that it is known to have run there when that happened, ``record`` is
         what is recorded of the task. Without any proof, the first returns are put down to the broker.
         """
-        if record is not None and record.status == "STARTED" and _begun_by(record) == message.count("retries"):
+        if record is not None and _begun_once_by(record) == message.count("retries"):
             detail = "its worker vanished after the task had begun, and it runs at most once"
             return self._dead(queue, message, "lost", detail, End(Death()), kind="WorkerLost")
         if record is not None and record.is_end and _ran_at_most_once(record):
@@ -167,11 +178,11 @@ class Coroner:
     def _dead(self, queue: str, message: Message, reason: str, detail: str, end: End, *, kind: str = "DeadLettered") -> Outcome:
         logger.error("task_dead_lettered", **_about(queue, message), reason=reason, detail=detail)
         text = detail if kind != "DeadLettered" else f"{reason}: {detail}"
-        kept = self._record(message, "FAILURE", failure(kind, [text]), end.stack or None)
+        described, stack = failure(kind, [text]), end.stack or None
+        kept = self._record(message, "FAILURE", described, stack)
         died_of = end.death.signal_name or None
-        return dead_letter(
-            queue, message, reason, detail, worker=self._worker, end=kept, traceback=end.stack or None, signal=died_of
-        )
+        outcome = dead_letter(queue, message, reason, detail, worker=self._worker, end=kept, traceback=stack, signal=died_of)
+        return ended_badly(outcome, message, described, self._route, traceback=stack)
 
     def _record(self, message: Message, status: Any, result: Any, traceback: str | None = None) -> Record | None:
         return record(message, status, result, traceback) if self._results else None
@@ -190,7 +201,7 @@ def _ran_at_most_once(record: Record) -> bool:
     return bool(msgspec.json.decode(record.meta).get(AT_MOST_ONCE))
 
 
-def _begun_by(record: Record) -> int:
-    """How many retries the task had had when it began."""
+def _begun_once_by(record: Record) -> int | None:
+    """How many retries the task had had when it began; None unless it has begun, and must not begin twice."""
     meta = msgspec.json.decode(record.meta)
-    return int(meta["result"]["retries"])
+    return int(meta["result"]["retries"]) if record.status == "STARTED" and meta.get(AT_MOST_ONCE) else None

@@ -22,9 +22,9 @@ from taskq.workers.crashes import Blame, Coroner, End
 from taskq.workers.launcher import Death
 from taskq.workers.limbo import Limbo, Return
 from taskq.workers.orders import Orders
-from taskq.workers.outcome import Outcome, again, record, revoked
+from taskq.workers.outcome import Outcome, again
 from taskq.workers.pace import STUCK, Pace
-from taskq.workers.pipe import ASKED, READY, SKIPPED
+from taskq.workers.pipe import ASKED, BEGUN, READY, SKIPPED
 from taskq.workers.settle import Settler
 from taskq.workers.slot import Slot
 from taskq.workers.suspects import Suspects, is_marked
@@ -49,8 +49,8 @@ class Custody:
         settings: Settings,
         read: Decode,
         identify: Callable[[bytes], str | None],
-        worker: str,
         begun: Callable[[str], bool],
+        coroner: Coroner,
     ) -> None:
         self.slots = slots
         self.settler = settler
@@ -59,13 +59,12 @@ class Custody:
         self.orders = Orders(identify)
         self.pace = Pace(settings.prefetch)
         self._most_tasks = settings.max_tasks_per_child
-        self._results = settings.backend_url is not None
         self._read = read
         self._identify = identify
         #: Whether the delivery will come back orphaned should this worker die now; the consumer's, once there is one.
         self.secure: Callable[[Delivery], bool] = lambda _: False
         self._begun = begun
-        self._coroner = Coroner(settings, worker)
+        self._coroner = coroner
         self.limbo = Limbo(identify)
         self._returned: deque[Delivery] = deque()
         self._draining = False
@@ -168,6 +167,9 @@ class Custody:
             if kind == ASKED:
                 self._let_begin(slot, number, outcome)
                 continue
+            if kind == BEGUN:
+                self.settler.note(outcome.record)
+                continue
             delivery = slot.pending.pop(number, None)
             if kind == SKIPPED:
                 if delivery is not None:
@@ -183,9 +185,11 @@ class Custody:
             slot.worn = True
 
     def _let_begin(self, slot: Slot, number: int, begun: Outcome) -> None:
-        """The child asks leave to begin a task that may begin only once: it gets it when that is recorded."""
+        """The child asks leave to begin: it gets it when that is recorded, or when of all copies of a tick this may run."""
         delivery = slot.pending.get(number)
-        if delivery is None or delivery.tag is None:
+        if delivery is not None and begun.record is None:
+            self.settler.ask(delivery, self._message(delivery), functools.partial(slot.answer, number))
+        elif delivery is None or delivery.tag is None:
             slot.answer(number, False)
         else:
             self.settler.add(delivery, begun, functools.partial(slot.answer, number))
@@ -246,7 +250,7 @@ class Custody:
         kept, begun = None, False
         if isinstance(task_id, str):
             try:
-                kept = self.settler.store.fetch(task_id) if self.settler.store is not None else None
+                [kept] = self.settler.store.fetch([task_id]) if self.settler.store is not None else [None]
             except BrokerError as error:
                 # It may be a task that runs at most once: without an answer it must not run. It is asked again.
                 logger.warning("backend_failed", error=str(error), waiting=len(self._returned))
@@ -384,12 +388,7 @@ class Custody:
 
     def _revoke(self, delivery: Delivery) -> None:
         """The task is not run, and that is its end."""
-        message = self._message(delivery)
-        logger.warning(
-            "task_revoked", task_id=message.headers.get("id"), task=message.headers.get("task"), queue=delivery.queue
-        )
-        keep = self._results and not message.headers.get("ignore_result")
-        self._end(delivery, Outcome("revoked", record=record(message, "REVOKED", revoked("revoked")) if keep else None))
+        self._end(delivery, self._coroner.revoked(delivery.queue, self._message(delivery)))
 
     def _message(self, delivery: Delivery) -> Message:
         """The message, decoded: only for what must be published again."""

@@ -19,14 +19,17 @@ from typing import Any, Protocol
 from taskq import log
 from taskq.attempt import current
 from taskq.broker.interface import Decode, Delivery
+from taskq.builtin import builtins
 from taskq.config import Settings
 from taskq.errors import ArgumentRefused, Ignore, MessageError, Reject, Retry, SoftTimeLimitExceeded, Terminated
-from taskq.message import ALONE, RETURNS, SUSPECTED, UNKNOWN_SINCE, Message, Publication, undecodable
+from taskq.message import ALONE, RETURNS, SUSPECTED, TICK_COPY, UNKNOWN_SINCE, Message, Publication, undecodable
 from taskq.results.store import Record, Status
 from taskq.retry import RetryPolicy
 from taskq.serialization import plain_result
-from taskq.task import Task
-from taskq.workers.call import Call, read_arguments, read_call
+from taskq.step import NOTHING_FOLLOWS
+from taskq.task import Task, router
+from taskq.workers.call import Arguments, Call, read_arguments, read_call, with_failure
+from taskq.workers.ending import ended_badly, ended_well, read_embed
 from taskq.workers.note import Terms
 from taskq.workers.outcome import SUCCEEDED, Outcome, again, dead_letter, failure, record, revoked, with_attempt
 
@@ -48,6 +51,12 @@ class Surroundings(Protocol):
     def may_begin(self, begun: Record) -> bool:
         """Have it recorded that the task begins; False if it must not."""
 
+    def is_the_one(self) -> bool:
+        """Whether of all copies of a schedule's tick it is this message that may run."""
+
+    def begins(self, begun: Record) -> None:
+        """Have it recorded that the task begins, for whoever looks at its workflow."""
+
     def agree(self, terms: Terms) -> None:
         """The task begins now, under these terms. From here on it may be interrupted."""
 
@@ -62,6 +71,13 @@ class Alone:
         """It may."""
         return True
 
+    def is_the_one(self) -> bool:
+        """There is no other."""
+        return True
+
+    def begins(self, begun: Record) -> None:
+        """Nobody looks."""
+
     def agree(self, terms: Terms) -> None:
         """Nobody is told."""
 
@@ -75,11 +91,13 @@ class Executor:
 
     def __init__(self, tasks: Mapping[str, Task[..., Any]], settings: Settings, read: Decode, worker: str) -> None:
         self.surroundings: Surroundings = Alone()
-        self._tasks = tasks
+        self._tasks = {**builtins(tasks), **tasks}
         self._settings = settings
         self._read = read
         self._worker = worker
+        self._route = router(tasks, settings.default_queue)
         self._results = settings.backend_url is not None
+        self._keeps = settings.keeps_results
 
     def __call__(self, delivery: Delivery) -> Outcome | None:
         """Run the delivery's task, or say why not; None if it must not even begin here."""
@@ -99,43 +117,69 @@ class Executor:
         if task is None:
             return self._unknown(call, delivery.queue, now)
         try:
-            args, kwargs = read_arguments(message)
+            arguments = with_failure(read_arguments(message, self._keeps), message, task)
         except MessageError as error:
             return self._dead_letter(delivery.queue, message, "undecodable", str(error))
-        return (self._run if task.acks_late else self._run_at_most_once)(task, call, args, kwargs)
+        run = self._run if task.acks_late else self._run_at_most_once
+        return run(task, call, arguments) if self._is_the_one(call) else Outcome("dropped")
 
-    def _run_at_most_once(self, task: Task[..., Any], call: Call, args: list[Any], kwargs: dict[str, Any]) -> Outcome | None:
+    def _is_the_one(self, call: Call) -> bool:
+        """Whether this may run, though it may be one of several copies of a schedule's tick."""
+        if TICK_COPY not in call.message.headers or self.surroundings.is_the_one():
+            return True
+        logger.warning("tick_copy_dropped", task_id=call.attempt.id, task=call.attempt.task)
+        return False
+
+    def _run_at_most_once(self, task: Task[..., Any], call: Call, arguments: Arguments) -> Outcome | None:
         """Have the beginning recorded first: whoever finds that record with a message that came back lets it be."""
         attempt = call.attempt
-        if self._results:
-            about = {"pid": os.getpid(), "hostname": socket.gethostname(), "retries": attempt.retries}
-            begun = record(call.message, "STARTED", about)
+        if self._keeps:
+            begun = self._beginning(call, at_most_once=True)
             if begun is None or not self.surroundings.may_begin(begun):
                 return None
         elif call.may_have_begun:
             detail = "its worker vanished, and without a result backend nobody knows whether it had begun"
             return self._dead_letter(str(attempt.queue), call.message, "lost", detail)
-        return self._run(task, call, args, kwargs)
+        return self._run(task, call, arguments)
 
-    def _run(self, task: Task[..., Any], call: Call, args: list[Any], kwargs: dict[str, Any]) -> Outcome:
-        attempt = call.attempt
+    def _beginning(self, call: Call, *, at_most_once: bool) -> Record | None:
+        about = {
+            "pid": os.getpid(),
+            "hostname": socket.gethostname(),
+            "worker": self._worker,
+            "started": time.time(),
+            "retries": call.attempt.retries,
+        }
+        return record(call.message, "STARTED", about, at_most_once=at_most_once)
+
+    def _run(self, task: Task[..., Any], call: Call, arguments: Arguments) -> Outcome:
+        attempt, (args, kwargs, embed) = call.attempt, arguments
         token = current.set(attempt)
         log.bind_task(attempt.id, attempt.task, attempt.number)
         started = time.perf_counter()
         try:
             logger.debug("task_started")
+            if self._keeps and task.acks_late and (embed is not NOTHING_FOLLOWS or attempt.root_id not in (None, attempt.id)):
+                begun = self._beginning(call, at_most_once=False)
+                if begun is not None:
+                    self.surroundings.begins(begun)
             self.surroundings.agree(self._terms(task, call))
             value = task(*args, **kwargs)
             self.surroundings.release()
-            end = self._end(task, call, "SUCCESS", plain_result(value))
+            plain = plain_result(value)
+            seconds = time.perf_counter() - started
+            end = self._end(task, call, "SUCCESS", plain, seconds=seconds)
+            outcome = SUCCEEDED if end is None else Outcome("succeeded", record=end)
+            if embed is not NOTHING_FOLLOWS:
+                outcome = ended_well(outcome, call.message, embed, plain, self._route)
         except BaseException as error:  # noqa: BLE001  # the border to the application: whatever it raises is the task's failure
             terminated = self.surroundings.release()
             error = error.with_traceback(_below_ours(error.__traceback__))
             seconds = time.perf_counter() - started
-            return self._revoked(task, call) if terminated else self._raised(task, call, error, seconds)
+            return self._revoked(task, call, seconds) if terminated else self._raised(task, call, error, seconds)
         else:
-            logger.info("task_succeeded", seconds=round(time.perf_counter() - started, 6))
-            return SUCCEEDED if end is None else Outcome("succeeded", record=end)
+            logger.info("task_succeeded", seconds=round(seconds, 6))
+            return outcome
         finally:
             log.unbind_task()
             current.reset(token)
@@ -175,11 +219,11 @@ class Executor:
         raised = error if cause.__traceback__ is None else cause
         text = "".join(traceback.format_exception(raised))[-TRACEBACK_LIMIT:]
         described = failure(type(cause).__qualname__, [_plain(arg) for arg in cause.args], type(cause).__module__)
-        end = self._end(task, call, "FAILURE", described, text, message)
+        end = self._end(task, call, "FAILURE", described, text, message=message)
         if attempt.retries or isinstance(error, Retry) or self._wants_retry(task, error):
             detail = f"{attempt.retries} retries, and then {cause!r}"
-            return self._dead_letter(queue, message, "retries exhausted", detail, end=end, text=text)
-        return Outcome("failed", record=end)
+            return self._dead_letter(queue, message, "retries exhausted", detail, described=described, end=end, text=text)
+        return ended_badly(Outcome("failed", record=end), message, described, self._route, traceback=text)
 
     def _asked(
         self, task: Task[..., Any], call: Call, error: BaseException, message: Message, seconds: float
@@ -189,14 +233,15 @@ class Executor:
         match error:
             case Ignore():
                 logger.info("task_ignored", seconds=round(seconds, 6))
-                return Outcome("ignored", record=self._end(task, call, "IGNORED", None))
+                outcome = Outcome("ignored", record=self._end(task, call, "IGNORED", None, seconds=seconds))
+                return ended_well(outcome, message, read_embed(message), None, self._route)
             case Reject(requeue=True):
                 logger.warning("task_rejected", reason=str(error), requeue=True, seconds=round(seconds, 6))
                 return again("rejected", queue, message, delay=REJECT_DELAY)
             case Reject():
                 return self._dead_letter(queue, message, "rejected", str(error) or "the task rejected it")
             case Terminated():
-                return self._revoked(task, call)
+                return self._revoked(task, call, seconds)
         return None
 
     def _retry_delay(self, task: Task[..., Any], call: Call, error: BaseException) -> float | None:
@@ -228,21 +273,31 @@ class Executor:
         status: Status,
         result: Any,
         text: str | None = None,
+        *,
         message: Message | None = None,
+        seconds: float = 0.0,
     ) -> Record | None:
-        """The record of this end, where one is kept. A beginning that was recorded must find its end."""
+        """The record of this end, where one is kept. A beginning that was recorded must find its end.
+
+        ``message`` remembers the attempt that ends here; by default, it is one of so many seconds.
+        """
         if not self._results or (call.ignore_result and task.acks_late):
             return None
-        return record(message or call.message, status, result, text, at_most_once=not task.acks_late)
+        if message is None:
+            message = with_attempt(call.message, self._worker, time.time() - seconds, seconds, status)
+        return record(message, status, result, text, at_most_once=not task.acks_late)
 
-    def _revoked(self, task: Task[..., Any], call: Call) -> Outcome:
+    def _revoked(self, task: Task[..., Any], call: Call, seconds: float) -> Outcome:
         logger.warning("task_revoked", terminated=True)
-        return Outcome("revoked", record=self._end(task, call, "REVOKED", revoked("terminated")))
+        why = revoked("terminated")
+        outcome = Outcome("revoked", record=self._end(task, call, "REVOKED", why, seconds=seconds))
+        return ended_badly(outcome, call.message, why, self._route)
 
     def _expired(self, call: Call) -> Outcome:
         logger.warning("task_expired", task_id=call.attempt.id, task=call.attempt.task)
-        keep = self._results and not call.ignore_result
-        return Outcome("revoked", record=record(call.message, "REVOKED", revoked("expired")) if keep else None)
+        keep, why = self._results and not call.ignore_result, revoked("expired")
+        outcome = Outcome("revoked", record=record(call.message, "REVOKED", why) if keep else None)
+        return ended_badly(outcome, call.message, why, self._route)
 
     def _unknown(self, call: Call, queue: str, now: float) -> Outcome:
         """Another worker may know the task, or the next deployment: give it back for a while, but neither drop it nor spin."""
@@ -263,14 +318,17 @@ class Executor:
         reason: str,
         detail: str,
         *,
+        described: dict[str, Any] | None = None,
         end: Record | None = None,
         text: str | None = None,
     ) -> Outcome:
         task_id, task = message.headers.get("id"), message.headers.get("task")
         logger.error("task_dead_lettered", task_id=task_id, task=task, queue=queue, reason=reason, detail=detail)
-        if end is None and self._results:
-            end = record(message, "FAILURE", failure("DeadLettered", [f"{reason}: {detail}"]))
-        return dead_letter(queue, message, reason, detail, worker=self._worker, end=end, traceback=text)
+        if described is None:
+            described = failure("DeadLettered", [f"{reason}: {detail}"])
+            end = record(message, "FAILURE", described) if self._results else None
+        outcome = dead_letter(queue, message, reason, detail, worker=self._worker, end=end, traceback=text)
+        return ended_badly(outcome, message, described, self._route, traceback=text)
 
 
 def _below_ours(trace: TracebackType | None) -> TracebackType | None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from taskq.launch import Member
 from taskq.message import (
     ALONE,
     DEAD_AT,
@@ -27,7 +28,7 @@ from taskq.message import (
     Publication,
     dead_letter_queue,
 )
-from taskq.results.store import Record, Status
+from taskq.results.store import Barrier, Record, Status
 
 #: How many attempts a message remembers, the latest.
 LONGEST_HISTORY = 20
@@ -49,7 +50,21 @@ Event = Literal[
     "crashed",
     "given back",
     "begun",
+    "asked",
+    "dropped",
+    "gathered",
 ]
+
+
+class Flow(msgspec.Struct, frozen=True, array_like=True):
+    """What a workflow makes of an outcome.
+
+    Chords that begin with what is published, ends of tasks that will never run, and members of chords that have ended.
+    """
+
+    barriers: tuple[Barrier, ...] = ()
+    records: tuple[Record, ...] = ()
+    members: tuple[Member, ...] = ()
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
@@ -58,6 +73,7 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
     event: Event
     publish: tuple[Publication, ...] = ()
     record: Record | None = None
+    flow: Flow | None = None
 
 
 SUCCEEDED = Outcome("succeeded")
@@ -83,12 +99,17 @@ def record(
         "date_done": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
         "task_id": task_id,
         "parent_id": headers.get("parent_id"),
+        "root_id": headers.get("root_id"),
+        "attempt": message.attempt,
     }
+    if isinstance(group := headers.get("group"), str):
+        meta["group_id"] = group
     if history := past(message):
         meta["attempts"] = history
     if at_most_once:
         meta[AT_MOST_ONCE] = True
-    return Record(task_id, status, msgspec.json.encode(meta))
+    lasting = at_most_once and status == "STARTED"
+    return Record(task_id, status, msgspec.json.encode(meta), message.attempt, lasting, message.reply_to)
 
 
 def failure(exc_type: str, args: list[Any], exc_module: str = "taskq.errors") -> dict[str, Any]:

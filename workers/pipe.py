@@ -1,8 +1,8 @@
 """The pipe between the supervisor and a child: frames of bytes, both ways.
 
 To the child: a delivery, undecoded, or the answer to a question. To the supervisor: that the child is ready, that it skipped a
-recalled delivery, that it asks leave to begin a task which may begin only once, or an outcome. A frame is whole or not there:
-what a dying child wrote halfway is as if never written.
+recalled delivery, that it asks leave to begin a task which may begin only once, that it begins one that is part of a workflow,
+or an outcome. A frame is whole or not there: what a dying child wrote halfway is as if never written.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _INWARD = struct.Struct("<QB?HII")
 _DELIVERY, _GRANTED, _DENIED = range(3)
 #: number, kind, microseconds that the task ran, length of the encoded outcome.
 _REPORT = struct.Struct("<QBII")
-READY, SKIPPED, DONE, OUTCOME, ASKED = range(5)
+READY, SKIPPED, DONE, OUTCOME, ASKED, BEGUN = range(6)
 _CHUNK = 1 << 18
 
 _encoder = msgspec.msgpack.Encoder()

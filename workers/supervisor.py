@@ -14,18 +14,18 @@ import select
 import selectors
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from taskq import broker, log
 from taskq.broker.interface import Consumer
 from taskq.config import Settings, masked
 from taskq.control import Control
-from taskq.errors import BrokerError, ConnectionLost, DatabaseError, TaskqError
+from taskq.errors import BrokerError, ConfigurationError, ConnectionLost, DatabaseError, TaskqError
 from taskq.results import open_store
 from taskq.workers import note
 from taskq.workers.children import Children
-from taskq.workers.crashes import Blame
+from taskq.workers.crashes import Blame, Coroner
 from taskq.workers.custody import Custody
 from taskq.workers.launcher import Death, Launcher
 from taskq.workers.limits import Limits
@@ -41,6 +41,8 @@ from taskq.workers.watchdog import Watchdog
 PAUSE = 0.001
 #: How long after a failed settling the next one is tried, in seconds.
 SETTLE_AGAIN = 0.5
+#: How many tasks more may end while the first of their ends can't be stored.
+MOST_UNSETTLED = 1000
 #: How long children get to end once they have nothing more to do, in seconds.
 CHILD_EXIT_SECONDS = 5.0
 #: How long the last settling may take, in seconds.
@@ -54,15 +56,33 @@ logger = log.get_logger("taskq.supervisor")
 class Supervisor:
     """A worker's parent process, from the imported application to the exit."""
 
-    def __init__(self, settings: Settings, queues: tuple[str, ...], worker: str, register: Register, signals: Signals) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        queues: tuple[str, ...],
+        worker: str,
+        register: Register,
+        signals: Signals,
+        routes: Mapping[str, str],
+    ) -> None:
         self.settings = settings
         self.queues = queues
         self.worker = worker
         self.selector = selectors.DefaultSelector()
         self.slots = [Slot(index, note.Note(register.descriptor, index)) for index in range(settings.concurrency)]
-        self.settler = Settler(None)
+
+        def route(task: str) -> str:
+            return routes.get(task, settings.default_queue)
+
+        self.settler = Settler(None, route, worker, replies=settings.replies)
         self.custody = Custody(
-            self.slots, self.settler, settings, broker.decoder(settings), broker.identifier(settings), worker, register.begun
+            self.slots,
+            self.settler,
+            settings,
+            broker.decoder(settings),
+            broker.identifier(settings),
+            register.begun,
+            Coroner(settings, worker, route),
         )
         self.limits = Limits(self.slots, settings)
         self.consumer: Consumer | None = None
@@ -132,7 +152,10 @@ class Supervisor:
         """Settle what has ended, fetch what there is room for; returns when to come back."""
         self.settle(consumer, now)
         window = 0 if self.stopping else self.custody.window
-        if worth_a_change(self.window, window):
+        if window and self.settling_failed:
+            # Tasks go on while their ends cannot be stored, but the worker must not take in without end.
+            window += min(len(self.settler.settlements), MOST_UNSETTLED)
+        if worth_a_change(self.window, window) or (self.settling_failed and window > self.window):
             self.window = window
             consumer.set_window(window)
         try:
@@ -149,12 +172,13 @@ class Supervisor:
             return now + SETTLE_AGAIN
         # Receiving may have brought the confirmations that a settlement waits for.
         self.settle(consumer, now)
-        times = [tick_at, self.settle_at if self.settling_failed else None, self.watchdog.due]
+        times = [tick_at, self.settle_at if self.settling_failed else None, self.settler.due, self.watchdog.due]
         return min(when for when in times if when is not None)
 
     def watch_for_deafness(self, delivered: int, now: float) -> None:
         """Where messages wait and slots are free, and nothing comes: connect anew, and if that does not help, give up."""
-        match self.watchdog.observe(now, free_slots=self.custody.idle and not self.stopping, delivered=delivered):
+        free = self.custody.idle and not self.stopping and not self.settling_failed
+        match self.watchdog.observe(now, free_slots=free, delivered=delivered):
             case "reconnect":
                 raise ConnectionLost("messages wait, slots are free, and nothing is delivered")
             case "give up":
@@ -182,7 +206,7 @@ class Supervisor:
                 self.expire_at = now + EXPIRE_EVERY
                 self.settler.store.expire()
                 self.custody.limbo.forget_old(now)
-            if self.settler.settlements:
+            if not self.settler.idle:
                 self.settler.settle(consumer)
                 self.settling_failed = False
         except ConnectionLost:
@@ -207,6 +231,8 @@ class Supervisor:
                 continue
             try:
                 self.connected(arrived)
+            except ConfigurationError as error:
+                self.fatal = error
             except (ConnectionLost, DatabaseError) as error:
                 if isinstance(error, DatabaseError) and not error.passing:
                     self.fatal = error
@@ -222,7 +248,7 @@ class Supervisor:
         self.window = 0
         self.settle_at = 0.0
         url = self.settings.backend_url
-        if url is not None:
+        if url is not None and not self.settings.replies:
             # Anew for each connection: where broker and results are one file, the store is part of the consumer's transactions.
             database = consumer.database if url == self.settings.broker else None
             self.settler.store = open_store(url, self.settings.result_ttl, database)

@@ -9,12 +9,13 @@ from typing import Any
 
 import msgspec
 
-from taskq import log
+from taskq import TaskQ, log
 from taskq.config import masked
 from taskq.errors import ConfigurationError
 from taskq.workers.children import Children
 from taskq.workers.launcher import Death, Launcher
 from taskq.workers.obituary import Register
+from taskq.workers.scheduler import Scheduler
 from taskq.workers.supervisor import Supervisor
 from taskq.workers.wakeup import Signals
 from taskq.workers.zygote import Failed, Ready
@@ -56,13 +57,39 @@ def run_worker(spec: str, command_line: dict[str, Any]) -> int:
         children=settings.concurrency,
         start_method=ready.start_method,
     )
-    supervisor = Supervisor(settings, queues, worker, register, signals)
+    supervisor = Supervisor(settings, queues, worker, register, signals, ready.routes)
     children = Children(supervisor.slots, launcher, launch, supervisor)
+    scheduler = start_scheduler(ready, worker)
     code = supervisor.run(children)
+    if scheduler is not None:
+        scheduler.stop()
     register.close()
     if supervisor.fatal is not None:
         raise supervisor.fatal
     return code
+
+
+def start_scheduler(ready: Ready, worker: str) -> Scheduler | None:
+    """Begin to see to the application's schedules, where there are any and the settings do not leave it to others."""
+    if not ready.schedules or not ready.settings.scheduler:
+        return None
+    scheduler = Scheduler(ready.settings, ready.app, ready.schedules, ready.routes, worker)
+    scheduler.start()
+    return scheduler
+
+
+def run_scheduler(app: TaskQ) -> int:
+    """See to the application's schedules, and nothing else, until SIGTERM or SIGINT; returns the exit code."""
+    signals, settings = Signals(), app.settings
+    log.configure(settings.log_format, settings.log_level)
+    worker = f"{os.getpid()}@{socket.gethostname()}"
+    scheduler = Scheduler(settings, app.name, app.schedules.values(), app.routes(), worker)
+    scheduler.start()
+    while not signals.received:
+        select.select([signals.wake], [], [])
+        signals.wake.recv(4096)
+    scheduler.stop()
+    return 0
 
 
 def await_application(launcher: Launcher, signals: Signals) -> Ready | None:

@@ -25,6 +25,7 @@ import msgspec
 from taskq.app import TaskQ
 from taskq.config import Settings
 from taskq.errors import TaskqError
+from taskq.schedule import Schedule
 from taskq.workers import blackbox, child
 from taskq.workers.lifeline import die_with_parent
 from taskq.workers.note import Note
@@ -35,13 +36,16 @@ START = struct.Struct("<I")
 
 
 class Ready(msgspec.Struct, tag=True):
-    """The application is imported; these are its settings and queues."""
+    """The application is imported; these are its settings and queues. ``routes``: the queues of the tasks that name one."""
 
+    app: str
     settings: Settings
     queues: tuple[str, ...]
     tasks: int
     start_method: str
     threads: int
+    routes: dict[str, str]
+    schedules: list[Schedule]
 
 
 class Failed(msgspec.Struct, tag=True):
@@ -94,6 +98,20 @@ class Zygote:
         self.execute = child.prepare(app, worker)
         self.fresh: dict[int, subprocess.Popen[bytes]] = {}
 
+    def ready(self) -> Ready:
+        """What the supervisor has to know of the application."""
+        app = self.app
+        return Ready(
+            app.name,
+            app.settings,
+            app.queue_names(),
+            len(app.tasks),
+            self.start_method,
+            self.threads,
+            app.routes(),
+            list(app.schedules.values()),
+        )
+
     def report(self, report: Report) -> None:
         """Tell the supervisor, a JSON line at a time."""
         self.control.sendall(msgspec.json.encode(report) + b"\n")
@@ -105,7 +123,7 @@ class Zygote:
         woken.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
-        self.report(Ready(self.app.settings, self.app.queue_names(), len(self.app.tasks), self.start_method, self.threads))
+        self.report(self.ready())
         # What is alive now stays alive: kept out of the collector's way, its pages stay shared with the children.
         gc.collect()
         gc.freeze()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from taskq.broker.interface import Consumer, Decode, Session
+from taskq.broker.interface import Consumer, Decode, Replies, Session, TakeReply
 from taskq.config import Settings
 
 
@@ -31,6 +31,13 @@ def open_consumer(settings: Settings, queues: Sequence[str]) -> Consumer:
     from taskq.broker.amqp.consumer import AmqpConsumer
 
     return AmqpConsumer(settings, queues)
+
+
+def open_replies(settings: Settings, take: TakeReply) -> Replies:
+    """A reply queue of this process' own; ``take`` is called for each reply. Raises ``BrokerUnreachable``."""
+    from taskq.broker.amqp.replies import AmqpReplies
+
+    return AmqpReplies(settings, take)
 
 
 def decoder(settings: Settings) -> Decode:

@@ -52,6 +52,10 @@ class Receipt(Protocol):
 class Session(Protocol):
     """One connection of the application's side. Used by one thread at a time."""
 
+    @property
+    def database(self) -> Database | None:
+        """The broker's SQLite file, so that a publication can be part of its transaction; None for other brokers."""
+
     def publish(self, publications: Sequence[Publication], deadline: float) -> None:
         """Declare, publish and wait for every confirmation, until ``time.monotonic()`` is ``deadline``."""
 
@@ -60,6 +64,9 @@ class Session(Protocol):
 
     def purge(self, queue: str) -> int:
         """Delete the ready messages of the queue; returns how many."""
+
+    def holds(self, task_id: str) -> bool | None:
+        """Whether a message of this task waits, or is in a worker's custody; None where the broker cannot tell."""
 
     def letters(self, queue: str) -> Letters:
         """Open the queue to look at its ready messages and to take some out."""
@@ -72,6 +79,25 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Close the connection."""
+
+
+class Replies(Protocol):
+    """The queue that the replies to a process' calls come back to, and whoever reads it.
+
+    It outlives its connection for a while: what comes in between is read when there is a new one.
+    """
+
+    name: str
+
+    def close(self) -> None:
+        """Read no more, and delete the queue."""
+
+
+class TakeReply(Protocol):
+    """Takes a reply; called in a thread of its own, and must not raise."""
+
+    def __call__(self, task_id: str, body: bytes, /) -> None:
+        """The reply to the call with this id."""
 
 
 class Letters(Protocol):

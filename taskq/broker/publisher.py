@@ -75,6 +75,10 @@ class Publisher:
         """Delete the ready messages of the queue; returns how many."""
         return self._ask(lambda session, _: session.purge(queue))
 
+    def holds(self, task_id: str) -> bool | None:
+        """Whether the broker holds a message of this task, dead letters apart; None where it cannot tell."""
+        return self._ask(lambda session, _: session.holds(task_id))
+
     def control(self, control: Control) -> None:
         """Returns once the broker keeps the entry for every worker; within ``publish_timeout`` seconds, raises as ``publish``.
 

@@ -21,12 +21,15 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "worker": ("taskq.cli.worker", "Run the tasks of an application."),
     "send": ("taskq.cli.send", "Send a call of a task."),
     "result": ("taskq.cli.result", "Print how a task ended."),
+    "workflow": ("taskq.cli.workflow", "Draw a workflow: what has run, what runs, and what waits."),
     "queues": ("taskq.cli.queues", "Show how many messages wait, and how many are dead."),
     "purge": ("taskq.cli.queues", "Delete the messages of a queue."),
     "dead": ("taskq.cli.dead", "List, show, replay and purge dead letters."),
     "revoke": ("taskq.cli.control", "Have tasks not run any more."),
     "pause": ("taskq.cli.control", "Have workers fetch nothing from a queue."),
     "resume": ("taskq.cli.control", "Have workers fetch from a queue again."),
+    "schedule": ("taskq.cli.schedule", "List the schedules, when each is due, and send one now."),
+    "scheduler": ("taskq.cli.schedule", "See to the schedules without running tasks."),
     "config": ("taskq.cli.config", "Show each setting's value and where it came from."),
 }
 

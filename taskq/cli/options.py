@@ -129,6 +129,10 @@ def print_table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Non
 
 def _setting_option(name: str) -> Callable[[Command], Command]:
     kind = _TYPES[name]
+    if kind is bool:
+        option = name.replace("_", "-")
+        about = f"{ABOUT[name]}  [default: {'yes' if DEFAULTS[name] else 'no'}]"
+        return click.option(f"--{option}/--no-{option}", name, default=None, help=about)
     choices = get_args(kind)
     default = str(DEFAULTS[name] or "").removesuffix(".0")
     return click.option(

@@ -13,7 +13,10 @@ from collections.abc import Sequence
 
 from taskq import liveness
 from taskq.liveness import Pipe
-from taskq.results.store import Record
+from taskq.results.ledger import Ledger
+from taskq.results.sqlite_chords import SqliteChords
+from taskq.results.sqlite_ledger import SqliteLedger
+from taskq.results.store import Chords, Record
 from taskq.sqlite import Database, path_of
 
 #: Seconds between two looks of a waiter, should its bell have been lost with the storing process between commit and bell.
@@ -23,17 +26,34 @@ _CHUNK = 1000
 
 # Which record may replace which is the promise of ResultStore; what is over its time to live has no say any more.
 _STORE = """
-insert into results (id, status, meta, expires) values (?, ?, ?, ?)
-on conflict (id) do update set status = excluded.status, meta = excluded.meta, expires = excluded.expires
-where excluded.status = 'SUCCESS' or results.status <> 'SUCCESS' or results.expires <= ?
+insert into results (id, status, meta, attempt, expires) values (?, ?, ?, ?, ?)
+on conflict (id) do update
+set status = excluded.status, meta = excluded.meta, attempt = excluded.attempt, expires = excluded.expires
+where results.expires <= ? or (
+    excluded.attempt >= results.attempt
+    and (results.status <> 'SUCCESS' or excluded.status = 'SUCCESS')
+    and (results.status = 'STARTED' or excluded.status <> 'STARTED' or excluded.attempt > results.attempt)
+)
 """
+# Whoever waits is told only of an end that stands: its row is what the next one to store an end finds it by.
+_TELL = """
+delete from waiters where id in (
+    select id from results where id in (select value from json_each(?)) and status <> 'STARTED' and expires > ?
+) returning waiter
+"""
+_EXPIRE = tuple(
+    f"delete from {table} where {key} in (select {key} from {table} where expires <= ? limit ?) returning 1"  # noqa: S608  # our names
+    for table, key in (("results", "id"), ("chords", "id"), ("documents", "name"), ("ledger", "key"))
+)
 
 
 class SqliteResults:
     """The store in the file of ``url``, whose records live ``ttl`` seconds. Safe from many threads at once and after a fork.
 
-    Given the ``database`` of the consumer on the same file, ``store`` becomes a part of its transaction.
+    Given the ``database`` of the consumer on the same file, what is stored and counted becomes a part of its transaction.
     """
+
+    reply_to: str | None = None
 
     def __init__(self, url: str, ttl: float, database: Database | None = None) -> None:
         path = path_of(url)
@@ -43,26 +63,29 @@ class SqliteResults:
         self._folder = liveness.folder_of(self._database)
         self._lock = threading.Lock()
         self._idle: list[Pipe] = []
+        self.chords: Chords | None = SqliteChords(self._database, ttl)
+        self.ledger: Ledger | None = SqliteLedger(self._database)
 
     def store(self, records: Sequence[Record]) -> None:
         """Keep the records durably and wake who waits for an end among them; raises ``DatabaseError``."""
         now = time.time()
         expires = now + self._ttl
-        rows = [(record.id, record.status, record.meta, expires if record.is_end else math.inf, now) for record in records]
+        rows = [(r.id, r.status, r.meta, r.attempt, expires if r.is_end or not r.lasting else math.inf, now) for r in records]
         with self._database.transaction():
             self._database.execute_many(_STORE, rows)
-            waiters = self._database.execute(
-                "delete from waiters where id in (select value from json_each(?)) returning waiter",
-                (json.dumps([record.id for record in records if record.is_end]),),
-            )
+            waiters = self._database.execute(_TELL, (json.dumps([record.id for record in records if record.is_end]), now))
             if waiters:
                 owners = tuple(waiter for (waiter,) in waiters)
                 self._database.after_commit(liveness.ring, self._folder, "waiter", owners, liveness.READY)
 
-    def fetch(self, task_id: str) -> Record | None:
-        """The record of this id, or None; raises ``DatabaseError``."""
-        rows = self._database.execute("select status, meta from results where id = ? and expires > ?", (task_id, time.time()))
-        return Record(id=task_id, status=rows[0][0], meta=rows[0][1]) if rows else None
+    def fetch(self, task_ids: Sequence[str]) -> list[Record | None]:
+        """The records of these ids, in their order; raises ``DatabaseError``."""
+        rows = self._database.execute(
+            "select id, status, meta, attempt from results where id in (select value from json_each(?)) and expires > ?",
+            (json.dumps(task_ids), time.time()),
+        )
+        found = {row[0]: Record(*row) for row in rows}
+        return [found.get(task_id) for task_id in task_ids]
 
     def wait(self, task_id: str, timeout: float | None) -> Record | None:
         """The end of this id as soon as there is one, or None after ``timeout`` seconds; raises ``DatabaseError``."""
@@ -91,19 +114,35 @@ class SqliteResults:
                 self._idle.append(pipe)
 
     def _end(self, task_id: str) -> Record | None:
-        record = self.fetch(task_id)
+        [record] = self.fetch([task_id])
         return record if record is not None and record.is_end else None
+
+    def forget(self, task_ids: Sequence[str]) -> None:
+        """Delete these records; raises ``DatabaseError``."""
+        with self._database.transaction():
+            self._database.execute("delete from results where id in (select value from json_each(?))", (json.dumps(task_ids),))
+
+    def keep(self, name: str, document: bytes, ttl: float) -> None:
+        """Keep a document; raises ``DatabaseError``."""
+        with self._database.transaction():
+            self._database.execute("insert or replace into documents values (?, ?, ?)", (name, document, time.time() + ttl))
+
+    def document(self, name: str) -> bytes | None:
+        """The document of this name, or None; raises ``DatabaseError``."""
+        rows = self._database.execute("select document from documents where name = ? and expires > ?", (name, time.time()))
+        return rows[0][0] if rows else None
 
     def expire(self) -> int:
         """Forget what is over its time to live, and the waiters that died; returns how many records went."""
         liveness.reap(self._database, "waiter")
+        records, *_ = [self._expire(statement) for statement in _EXPIRE]
+        return records
+
+    def _expire(self, statement: str) -> int:
         count = 0
         while True:
             with self._database.transaction(durable=False):
-                gone = self._database.execute(
-                    "delete from results where id in (select id from results where expires <= ? limit ?) returning 1",
-                    (time.time(), _CHUNK),
-                )
+                gone = self._database.execute(statement, (time.time(), _CHUNK))
             count += len(gone)
             if len(gone) < _CHUNK:
                 return count

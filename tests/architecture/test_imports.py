@@ -31,9 +31,21 @@ def test_only_the_broker_package_knows_kombu() -> None:
     assert outside(importers(*MESSAGING), "taskq.broker") == set()
 
 
-def test_only_the_command_line_and_the_worker_know_the_workers_code() -> None:
+def test_only_a_backend_knows_its_driver() -> None:
+    assert importers("psycopg"), "the rule finds nobody: is it looking at the right files?"
+    assert outside(importers("psycopg"), "taskq.results.postgres") == set()
+    assert outside(importers("redis"), "taskq.results.redis") == set()
+
+
+def test_only_the_command_line_the_worker_and_the_tests_of_applications_know_the_workers_code() -> None:
     assert "taskq.cli.worker" in importers("taskq.workers")
-    assert outside(importers("taskq.workers"), "taskq.cli", "taskq.workers") == set()
+    assert outside(importers("taskq.workers"), "taskq.cli", "taskq.testing", "taskq.workers") == set()
+
+
+def test_nothing_that_runs_in_production_knows_what_is_for_tests() -> None:
+    assert outside(importers("taskq.testing"), "taskq.testing") == {"taskq.pytest_plugin"}
+    assert importers("pytest") == {"taskq.pytest_plugin"}
+    assert importers("taskq.pytest_plugin") == set()
 
 
 def test_only_the_command_line_knows_click_and_rich() -> None:

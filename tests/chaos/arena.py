@@ -56,7 +56,7 @@ class Arena:
         self.hurts = hurts
         self.one_transaction = one_transaction
         # Asking for a result creates the file and its tables.
-        assert stage.client().result("none").status == "PENDING"
+        assert not stage.client().result("none").ready()
         with self.connection() as connection:
             connection.executescript(_AUDIT)
 

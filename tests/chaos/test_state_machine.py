@@ -160,7 +160,7 @@ class Chaos(RuleBasedStateMachine):
         consumer.set_window(window)
         assert consumer.database is not None
         results = FragileResults(self.url, consumer.database, fuse)
-        worker = Worker(next(self.numbers), window, consumer, results, Settler(results), fuse)
+        worker = Worker(next(self.numbers), window, consumer, results, Settler(results, lambda _: "default", "worker"), fuse)
         self.workers[worker.number] = worker
         self.owners[consumer._transport.owner] = worker.number
         return worker

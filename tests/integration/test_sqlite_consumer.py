@@ -135,11 +135,11 @@ def test_a_transaction_that_fails_can_be_repeated(url: str, consumer: SqliteCons
     with pytest.raises(ZeroDivisionError), consumer.transaction():
         settle()
         raise ZeroDivisionError
-    assert results.fetch("a") is None
+    assert results.fetch(["a"])[0] is None
     assert consumer.receive() == []
     with consumer.transaction():
         settle()
-    assert results.fetch("a") is not None
+    assert results.fetch(["a"])[0] is not None
     assert consumer.receive() == []
     consumer.ack(c)
     consumer.close()
@@ -355,7 +355,7 @@ def test_thousands_of_messages_survive_kills_of_everybody(url: str) -> None:
     missing = set(map(str, range(count)))
 
     def none_missing() -> bool:
-        missing.difference_update([name for name in missing if results.fetch(name)])
+        missing.difference_update([name for name in missing if results.fetch([name])[0]])
         return not missing
 
     eventually(none_missing, "every message has its result", 60.0)

@@ -162,7 +162,7 @@ def test_a_file_of_an_older_taskq_is_brought_up_to_date_with_all_that_is_in_it(p
     arrived = [(decode(one.properties, one.body).correlation_id, one.redelivered) for one in consumer.receive()]
     assert arrived == [("urgent", False), ("ready", False), ("held", True)]
     results = SqliteResults(url, 60.0)
-    assert results.fetch("done") == Record("done", "SUCCESS", b'{"result": 1}')
+    assert results.fetch(["done"])[0] == Record("done", "SUCCESS", b'{"result": 1}')
     results.close()
     consumer.close()
 

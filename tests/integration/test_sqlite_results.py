@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from taskq.errors import ResultTimeout
-from taskq.results.handle import AsyncResult
+from taskq.results.handle import AsyncResult, Source
 from taskq.results.sqlite import SqliteResults
 from taskq.results.store import Record, Status
 from taskq.sqlite import path_of
@@ -39,65 +39,6 @@ def waiters(results: SqliteResults) -> int:
     return int(count)
 
 
-def test_a_record_comes_back_and_a_later_one_replaces_it(results: SqliteResults) -> None:
-    assert results.fetch("a") is None
-    results.store([success("a", b"1"), success("b", b"\xff\0")])
-    results.store([success("a", b"2")])
-    assert results.fetch("a") == success("a", b"2")
-    assert results.fetch("b") == success("b", b"\xff\0")
-    assert results._database.execute("select count(*) from results") == [(2,)]
-
-
-@pytest.mark.parametrize(
-    ("first", "later", "stands"),
-    [
-        ("STARTED", "STARTED", "later"),
-        ("STARTED", "SUCCESS", "later"),
-        ("STARTED", "FAILURE", "later"),
-        ("STARTED", "IGNORED", "later"),
-        ("FAILURE", "STARTED", "later"),
-        ("SUCCESS", "STARTED", "first"),
-        ("SUCCESS", "SUCCESS", "later"),
-        ("SUCCESS", "FAILURE", "first"),
-        ("SUCCESS", "REVOKED", "first"),
-        ("FAILURE", "SUCCESS", "later"),
-        ("FAILURE", "REVOKED", "later"),
-        ("REVOKED", "FAILURE", "later"),
-        ("IGNORED", "FAILURE", "later"),
-    ],
-)
-def test_a_success_stands_against_all_but_another(
-    url: str, results: SqliteResults, first: Status, later: Status, stands: str
-) -> None:
-    both = {"first": Record("a", first, b"1"), "later": Record("a", later, b"2")}
-    results.store([both["first"]])
-    results.store([both["later"]])
-    assert results.fetch("a") == both[stands]
-
-    results.store([both["first"], both["later"]])
-    assert results.fetch("a") == both[stands]
-
-
-@pytest.mark.parametrize("later", ["STARTED", "FAILURE"])
-def test_what_is_over_its_time_to_live_stands_against_nothing(url: str, results: SqliteResults, later: Status) -> None:
-    past = SqliteResults(url, -1.0)
-    past.store([success("a")])
-    results.store([Record("a", later, b"2")])
-    assert results.fetch("a") == Record("a", later, b"2")
-    past.close()
-
-
-def test_a_start_does_not_expire_and_its_end_does(url: str) -> None:
-    past = SqliteResults(url, -1.0)
-    past.store([Record("a", "STARTED", b"1")])
-    assert past.expire() == 0
-    assert past.fetch("a") == Record("a", "STARTED", b"1")
-    past.store([Record("a", "FAILURE", b"2")])
-    assert past.fetch("a") is None
-    assert past.expire() == 1
-    past.close()
-
-
 def test_a_start_wakes_nobody_and_the_end_after_it_everybody(url: str, results: SqliteResults) -> None:
     child = Child("wait", url, "a", 30)
     assert child.line() == "waiting"
@@ -123,7 +64,7 @@ def nobody(task_id: str, terminate: bool) -> None:
 
 
 def test_callers_wait_beyond_a_start(results: SqliteResults) -> None:
-    result: AsyncResult[int] = AsyncResult("a", lambda: results, nobody)
+    result: AsyncResult[int] = AsyncResult("a", Source(lambda: results, nobody, lambda _: None))
     assert (result.status, result.ready()) == ("PENDING", False)
     results.store([meta("STARTED")])
     assert (result.status, result.ready(), result.wait(0)) == ("STARTED", False, False)
@@ -136,30 +77,9 @@ def test_callers_wait_beyond_a_start(results: SqliteResults) -> None:
 
 def test_an_ignored_end_is_none(results: SqliteResults) -> None:
     results.store([meta("IGNORED")])
-    result: AsyncResult[int | None] = AsyncResult("a", lambda: results, nobody)
+    result: AsyncResult[int | None] = AsyncResult("a", Source(lambda: results, nobody, lambda _: None))
     assert (result.status, result.ready()) == ("IGNORED", True)
     assert result.get(timeout=0) is None
-
-
-def test_records_expire(url: str, results: SqliteResults) -> None:
-    past = SqliteResults(url, -1.0)
-    past.store([success(str(number)) for number in range(2500)])
-    results.store([success("kept")])
-    assert results.fetch("7") is None
-    assert results.expire() == 2500
-    assert results.expire() == 0
-    assert results.fetch("kept") is not None
-    past.close()
-
-
-def test_waiting_ends_with_the_record_or_the_time(results: SqliteResults) -> None:
-    started = time.monotonic()
-    assert results.wait("a", 0.1) is None
-    assert 0.09 < time.monotonic() - started < 0.5
-    results.store([success("a")])
-    assert results.wait("a", None) == success("a")
-    assert results.wait("b", 0.0) is None
-    assert waiters(results) == 0
 
 
 def test_many_threads_are_woken_at_once(results: SqliteResults) -> None:

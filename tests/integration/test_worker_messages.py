@@ -60,7 +60,7 @@ def hostile(folder: Path) -> dict[str, Message]:
         "not [args, kwargs, embed]": changed(good, body=b'{"task": "add"}'),
         "'id' and 'task' are missing": changed(good, headers={"x": 1}),
         "the headers 'id' and 'task' are": changed(good, headers={**good.headers, "id": 5}),
-        "asks for chord": call(embed={**EMBED, "chord": {"task": "add"}}),
+        "a member of a chord, but": call(embed={**EMBED, "chord": {"task": "add"}}),
         "is no ISO 8601 moment": call(eta="tomorrow"),
         "RecursionError": changed(good, body=b"[" * 50_000),
         "AttributeError": call(args=[{"__type__": "bytes", "__value__": 5}]),

@@ -26,7 +26,7 @@ def test_an_error_is_retried_under_the_same_id_with_its_history(stage: Stage) ->
         assert [trace["retries"] for trace in traces] == [0, 1, 2]
         assert [trace["history"] for trace in traces] == [[], ["OSError('no. 0')"], ["OSError('no. 0')", "OSError('no. 1')"]]
         attempts = result.meta()["attempts"]
-        assert [attempt["ended"] for attempt in attempts] == ["OSError('no. 0')", "OSError('no. 1')"]
+        assert [attempt["ended"] for attempt in attempts] == ["OSError('no. 0')", "OSError('no. 1')", "SUCCESS"]
         assert all(attempt["worker"] and attempt["started"] > 0 and attempt["seconds"] >= 0 for attempt in attempts)
         settled(stage, worker)
 

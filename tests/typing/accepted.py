@@ -6,9 +6,26 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import assert_type
 
-from taskq import AsyncResult, Attempt, DeadLetter, Ignore, Reject, Retry, Signature, Task, TaskQ, task
+from taskq import (
+    AsyncResult,
+    Attempt,
+    Chain,
+    DeadLetter,
+    GroupResult,
+    Ignore,
+    Reject,
+    Retry,
+    Signature,
+    Task,
+    TaskQ,
+    chord,
+    group,
+    task,
+)
 from taskq.attempt import Past
 from taskq.retry import RetryPolicy
+from taskq.signature import Partial
+from taskq.testing import Run, assert_idempotent, in_memory, worker
 
 app = TaskQ("shop", broker="sqlite:////tmp/shop.db", backend="off", max_crashes=5)
 
@@ -40,6 +57,11 @@ def reusable_bound(attempt: Attempt, text: str) -> str:
 @task(queue="slow")
 def reusable_with_options(*numbers: float) -> float:
     return sum(numbers)
+
+
+@app.task
+def total(numbers: list[int]) -> float:
+    return sum(numbers) / 1
 
 
 @app.task(
@@ -114,3 +136,22 @@ def takes_any_task(any_task: Task[..., int]) -> str:
 
 
 takes_any_task(add)
+
+# Workflows keep the type of what they end with.
+assert_type(add.s(), Partial[int])
+assert_type(add.si(1, 2), Signature[int])
+assert_type((add.s(1, 2) | report.si("monday")).delay(), AsyncResult[list[str]])
+assert_type((add.s(1, 2) | add.s(3) | total.s()).delay().get(), float)
+assert_type(group(add.s(n, n) for n in range(3)).delay(), GroupResult[int])
+assert_type(group(add.s(1, 2), add.s(3, 4)).delay().get(timeout=5), list[int])
+assert_type(chord([add.s(1, 2)], total.s()).apply_async(countdown=5).get(), float)
+assert_type(chord([add.s(1, 2)])(total.s()), AsyncResult[float])
+assert_type(group(add.s(1, 2)) | total.s(), Chain[float])
+assert_type(add.s(1, 2).on_error(report.s()).delay(), AsyncResult[int])
+assert_type(add.map([1, 2]).delay().get(), list[int])
+assert_type(add.chunks([(1, 2)], 10).delay().get(), list[list[int]])
+with in_memory(app) as inside, worker(inside, queues=["slow"], background=False) as runner:
+    assert_type(inside, TaskQ)
+    assert_type(runner.run(raises=True), list[Run])
+    assert_type(runner.advance(3600)[0].error, BaseException | None)
+assert_type(assert_idempotent(add, 1, b=2, check=list, reset=dict), tuple[str, ...])

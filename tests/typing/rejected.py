@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from taskq import AsyncResult, Attempt, TaskQ, task
+from taskq.testing import assert_idempotent, worker
 
 app = TaskQ("shop")
 
@@ -43,7 +44,8 @@ add.delay(1, 2, 3)  # rejected
 add.delay(1, c=2)  # rejected
 add.delay(1, b="2")  # rejected
 add("1")  # rejected
-add.s("1")  # rejected
+add.s("1").delay()  # rejected
+add.si("1")  # rejected
 text: str = add.delay(1).get()  # rejected
 lengths: AsyncResult[str] = add.delay(1)  # rejected
 
@@ -57,7 +59,9 @@ report.delay(Attempt(id="1", task="report"), "monday")  # rejected
 report("monday", "tuesday")  # rejected
 report.delay(attempt=Attempt(id="1", task="report"), day="monday")  # rejected
 reusable_bound.delay(1)  # rejected
-reusable_bound.s()  # rejected
+reusable_bound.s().delay()  # rejected
+app.send_many([add.s()])  # rejected
+(add.s(1) | send_mail.s("a", subject="b")).delay().get() + 1  # rejected
 
 add.apply_async((1,), countdwn=5)  # rejected
 add.apply_async((1,), countdown="5")  # rejected
@@ -87,3 +91,9 @@ def misspelt_choice() -> None: ...
 
 @app.task(retry_on=str.upper)  # rejected
 def no_question() -> None: ...
+
+
+worker(app).run()  # rejected
+worker(app, queue="slow")  # rejected
+assert_idempotent(add, 1)  # rejected
+assert_idempotent(len, [], check=list)  # rejected

@@ -125,6 +125,11 @@ def test_a_soft_time_limit_that_is_never_reached_is_refused() -> None:
     assert settings({"time_limit": 5, "soft_time_limit": 4}).soft_time_limit == 4
 
 
+def test_replies_need_a_broker_that_carries_them() -> None:
+    assert "backend='rpc://' needs an amqp:// broker" in refusal(keywords={"backend": "rpc://"})
+    assert settings({"broker": "amqp://h//", "backend": "rpc://"}).backend_url == "rpc://"
+
+
 def test_choices() -> None:
     message = refusal(environment={"TASKQ_LOG_FORMAT": "xml"})
     assert message == "TASKQ_LOG_FORMAT must be one of console, json, not 'xml'"
@@ -180,6 +185,19 @@ def test_a_backend_may_be_named_or_switched_off() -> None:
     assert settings({"broker": broker}).backend_url == broker
     assert settings({"broker": broker, "backend": "sqlite:////tmp/results.db"}).backend_url == "sqlite:////tmp/results.db"
     assert settings({"broker": broker, "backend": "off"}).backend_url is None
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://h/0", "rediss://h:6380/0?ssl_ca_certs=/ca.pem", "redis+socket:///run/redis", "postgresql://h/d", "rpc://"]
+)
+def test_a_backend_may_be_another_server_than_the_broker(url: str) -> None:
+    assert settings({"broker": "amqp://localhost", "backend": url}).backend_url == url
+
+
+def test_a_backend_that_taskq_does_not_speak() -> None:
+    message = refusal(keywords={"backend": "mongodb://u:secret@h/d"})
+    assert "it speaks sqlite://, redis://, rediss://, redis+socket://, postgresql://, rpc://" in message
+    assert "secret" not in message
 
 
 @pytest.mark.parametrize("url", ["redis://:secret@localhost", "localhost", "amqp:/localhost", "mysql+pymysql://u:secret@h/d"])

@@ -108,15 +108,18 @@ def test_a_replay_starts_anew_and_keeps_what_the_call_is() -> None:
         "expires": None,
         "mine": "kept",
         "tq-history": [{"worker": "a"}],
+        # The fence of its results: what was recorded of the attempts before can be replaced.
+        "tq-attempts": message(CRASHED).attempt,
     }
+    assert copy.attempt == message(CRASHED).attempt + 1
 
 
 def test_a_priority_is_dropped() -> None:
     assert revived(Message(headers={}, body=b"", priority=9), 0.0).priority is None
 
 
-def test_a_replay_adds_no_header_to_a_message_that_has_none() -> None:
-    assert revived(message({}), 0.0).headers == {}
+def test_a_replay_adds_no_other_header_to_a_message_that_has_none() -> None:
+    assert revived(message({}), 0.0).headers == {"tq-attempts": 1}
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,21 @@ import pytest
 from celery import Celery
 
 from taskq import Attempt, TaskQ
+from taskq.compose import NOBODY, Family
 from taskq.errors import ConfigurationError, NotBound
+from taskq.launch import launch
 from taskq.message import Publication
-from taskq.signature import Signature, compose
+from taskq.signature import Signature
+from taskq.step import settled
 
 NOW = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
 
 
 def composed(*args: Any, parent: Attempt | None = None, **options: Any) -> Publication:
-    signature: Signature[Any] = Signature("shop.pay", args, {"currency": "EUR"}, options)  # type: ignore[arg-type]
-    return compose(signature, default_queue="default", parent=parent, now=NOW.timestamp())
+    family = NOBODY if parent is None else Family(parent.id, parent.root_id or parent.id)
+    step = settled(Signature("shop.pay", args, {"currency": "EUR"}, options).step())
+    [publication] = launch(step, (), family, lambda _: "default", NOW.timestamp()).publish
+    return publication
 
 
 def refusal(**options: Any) -> str:
@@ -125,13 +130,14 @@ def test_options_reach_the_message() -> None:
     assert (message.headers["ignore_result"], message.headers["trace"]) == (True, "abc")
 
 
-def test_a_signature_is_a_value() -> None:
+def test_a_signature_is_changed_in_place_and_a_clone_for_itself() -> None:
     first = Signature[int]("add", (1, 2))
-    faster = first.set(queue="fast", priority=3)
+    faster = first.clone()
+    assert faster.set(queue="fast", priority=3) is faster
     assert (first.options, faster.options) == ({}, {"queue": "fast", "priority": 3})
-    assert faster.set(priority=4).options == {"queue": "fast", "priority": 4}
+    assert faster.clone().set(priority=4).options == {"queue": "fast", "priority": 4}
     assert faster == Signature[int]("add", (1, 2), {}, {"queue": "fast", "priority": 3})
-    with pytest.raises(NotBound, match="'add' belongs to no app"):
+    with pytest.raises(NotBound, match=r"add\(1, 2\) belongs to no app"):
         first.delay()
 
 

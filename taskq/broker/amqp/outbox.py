@@ -1,7 +1,8 @@
 """Publishing on one channel in confirm mode, without waiting: a publication goes out, its receipt says what became of it.
 
 A message is persistent and mandatory. Where the broker has lost the queue since it was declared, the queue is declared again
-and the message sent once more, within the same receipt.
+and the message sent once more, within the same receipt. A reply is not mandatory, and its queue is not ours to declare: where
+nobody waits for it any more, the broker confirms it and drops it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from typing import Any
 
 from amqp.exceptions import MessageNacked
 
+from taskq import log
 from taskq.broker.amqp.topology import Topology, check_route
 from taskq.config import Settings, masked
 from taskq.errors import PublishRejected, Unroutable
 from taskq.message import Message, Publication
 
 PERSISTENT = 2
+
+logger = log.get_logger("taskq.broker")
 
 
 class Receipt:
@@ -61,7 +65,8 @@ class Outbox:
         # encoded first: what cannot be encoded raises before anything is on its way
         prepared = []
         for publication in publications:
-            check_route(publication)
+            if not publication.reply:
+                check_route(publication)
             prepared.append((publication, self._prepare(publication.message)))
         receipt = Receipt((publication for publication, _ in prepared), self._url)
         for number, (publication, outgoing) in enumerate(prepared):
@@ -70,6 +75,9 @@ class Outbox:
         return receipt
 
     def _send(self, publication: Publication, outgoing: Any) -> None:
+        if publication.reply:
+            self._batch.publish(outgoing, "", publication.queue, mandatory=False)
+            return
         exchange, routing_key = self._topology.route(publication)
         self._batch.publish(outgoing, exchange, routing_key, mandatory=True)
 
@@ -89,7 +97,11 @@ class Outbox:
             del receipt.unanswered[number]
             return
         publication = receipt.unanswered[number]
-        if isinstance(refusal, MessageNacked):
+        if publication.reply:
+            # Whose queue takes no more must not keep a worker from settling.
+            logger.warning("reply_refused", queue=publication.queue, id=publication.message.correlation_id)
+            del receipt.unanswered[number]
+        elif isinstance(refusal, MessageNacked):
             receipt.rejected.append(receipt.unanswered.pop(number))
         elif again:
             receipt.refused = Unroutable(f"{self._url} found no queue {publication.queue!r} for a message: {refusal}")

@@ -30,6 +30,8 @@ PAUSE = 0.05
 class AmqpSession:
     """Connects at once, for at most ``timeout`` seconds. Raises ``BrokerUnreachable``."""
 
+    database = None
+
     def __init__(self, settings: Settings, timeout: float) -> None:
         self._settings = settings
         self._url = masked(settings.broker)
@@ -77,6 +79,10 @@ class AmqpSession:
     def purge(self, queue: str) -> int:
         """Delete the ready messages of the queue and its lane; returns how many. A queue that does not exist holds none."""
         return sum(self._ask(line, lambda channel, line: channel.queue_purge(line)) or 0 for line in lines(queue))
+
+    def holds(self, task_id: str) -> bool | None:  # noqa: ARG002  # the interface's signature
+        """RabbitMQ knows messages by their queue alone."""
+        return None
 
     def letters(self, queue: str) -> Letters:
         """Open the queue to look at its ready messages and to take some out; there are none in one that does not exist.

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from taskq.broker.sqlite.channel import Channel
+from taskq.errors import UnsupportedFeature
 from taskq.message import Publication, dead_letter_queue
 
 
 def publish(channel: Channel, publications: Iterable[Publication]) -> None:
-    """Declare the queues and store the messages in one transaction, or as a part of the current one."""
+    """Declare the queues and store the messages in one transaction, or as a part of the current one.
+
+    Raises ``UnsupportedFeature`` for a reply: nobody would ever take it out of its queue.
+    """
     declared: set[str] = set()
     with channel.database.transaction():
         for publication in publications:
+            if publication.reply:
+                raise UnsupportedFeature("an SQLite broker has no reply queues; backend='rpc://' needs an amqp:// broker")
             if publication.queue not in declared:
                 declare(channel, publication.queue)
                 declared.add(publication.queue)

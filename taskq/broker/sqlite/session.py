@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 import kombu
+import msgspec
 
 from taskq import liveness
 from taskq.broker.sqlite import controls
@@ -14,7 +15,7 @@ from taskq.broker.sqlite.letters import SqliteLetters
 from taskq.broker.sqlite.publication import publish
 from taskq.config import Settings
 from taskq.control import Control
-from taskq.message import Publication
+from taskq.message import Publication, dead_letter_queue
 
 
 class SqliteSession:
@@ -46,6 +47,16 @@ class SqliteSession:
         liveness.reap(self.database, "consumer")
         count: int = self._channel.queue_purge(queue)
         return count
+
+    def holds(self, task_id: str) -> bool | None:
+        """Whether a message of this task waits, or is in a worker's custody."""
+        liveness.reap(self.database, "consumer")
+        sought = f'"id":{msgspec.json.encode(task_id).decode()}'.encode()
+        dead = dead_letter_queue("")
+        rows = self.database.execute(
+            "select 1 from messages where instr(properties, ?) and substr(queue, ?) <> ? limit 1", (sought, -len(dead), dead)
+        )
+        return bool(rows)
 
     def letters(self, queue: str) -> SqliteLetters:
         """Open the queue to look at its ready messages and to take some out."""

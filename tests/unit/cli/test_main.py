@@ -14,7 +14,9 @@ from taskq.cli.main import COMMANDS, cli
 from taskq.config import NAMES
 
 DEAD = [f"dead {name}" for name in ("list", "show", "replay", "purge")]
-each_command = pytest.mark.parametrize("name", [*(name for name in COMMANDS if name != "dead"), *DEAD])
+SCHEDULE = [f"schedule {name}" for name in ("list", "next", "run")]
+GROUPS = {"dead": DEAD, "workflow": ["workflow show"], "schedule": SCHEDULE}
+each_command = pytest.mark.parametrize("name", [one for name in COMMANDS for one in GROUPS.get(name, [name])])
 
 
 def command(name: str) -> click.Command:
@@ -49,7 +51,9 @@ def test_every_command_but_the_demo_takes_the_app(name: str) -> None:
     assert ({"-A", "--app"} <= options(name)) == (name != "demo")
 
 
-@pytest.mark.parametrize("name", ["send", "result", "queues", "purge", "config", "revoke", "pause", "resume", *DEAD])
+@pytest.mark.parametrize(
+    "name", ["send", "result", "workflow show", "queues", "purge", "config", "revoke", "pause", "resume", *DEAD, *SCHEDULE]
+)
 def test_commands_that_print_data_print_json(name: str) -> None:
     assert "--json" in options(name)
 

@@ -23,7 +23,9 @@ SUSPECT = MESSAGE.with_headers(**{"tq-alone": 5.0})
 
 
 def coroner(**settings: Any) -> Coroner:
-    return Coroner(config.load({"broker": "sqlite:////nowhere/unit.db", **settings}, environment={}), "1@host")
+    return Coroner(
+        config.load({"broker": "sqlite:////nowhere/unit.db", **settings}, environment={}), "1@host", lambda _: "mail"
+    )
 
 
 def with_header(message: Message, name: str, value: Any) -> Message:
@@ -143,7 +145,7 @@ def test_a_suspect_that_comes_back_is_caught_by_proof_alone() -> None:
 
 def test_a_task_that_had_begun_and_runs_at_most_once_is_lost_with_its_worker() -> None:
     def started(retries: int) -> Record:
-        return Record("id-1", "STARTED", json.dumps({"result": {"retries": retries}}).encode())
+        return Record("id-1", "STARTED", json.dumps({"result": {"retries": retries}, "at_most_once": True}).encode())
 
     lost = coroner().came_back("mail", MESSAGE, orphaned=False, begun=False, record=started(1))
     assert sent(lost)[2].headers["tq-dead-reason"] == "lost"

@@ -86,6 +86,12 @@ class Noted:
         self.begun.append(begun)
         return self._allowed
 
+    def is_the_one(self) -> bool:
+        return self._allowed
+
+    def begins(self, begun: Record) -> None:
+        self.begun.append(begun)
+
     def agree(self, terms: Terms) -> None:
         self.terms.append(terms)
 
@@ -254,7 +260,9 @@ HOSTILE: dict[str, Change] = {
     "a task that is no text": lambda: delivery(["add"]),
     "a moment that is none": lambda: delivery(eta="tomorrow"),
     "a moment of another type": lambda: delivery(expires=5),
-    "callbacks": lambda: delivery(body=json.dumps([[1, 2], {}, {**EMBED, "callbacks": [{"task": "x"}]}]).encode()),
+    "callbacks that are none": lambda: delivery(
+        body=json.dumps([[1, 2], {}, {**EMBED, "callbacks": [{"tusk": "x"}]}]).encode()
+    ),
     "no properties": lambda: Delivery("mail", 1, b"", b"[]", False),
     "properties of another shape": lambda: Delivery("mail", 1, b"[]", b"[]", False),
     "binary properties": lambda: Delivery("mail", 1, b"\xff\x00", b"[]", False),

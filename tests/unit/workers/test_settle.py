@@ -16,6 +16,7 @@ from taskq.broker.sqlite.session import SqliteSession
 from taskq.config import Settings
 from taskq.errors import DatabaseError
 from taskq.message import Message, Publication
+from taskq.results.ledger import UNDECIDED, Change, tick_entry
 from taskq.results.sqlite import SqliteResults
 from taskq.workers.outcome import SUCCEEDED, Outcome, again, dead_letter, record
 from taskq.workers.settle import Settler
@@ -69,19 +70,19 @@ def undone(session: SqliteSession, results: SqliteResults) -> bool:
     assert owned == [(COUNT,)]
     assert session.depth("mail") == 0
     assert not session.depth("next")
-    return all(results.fetch(f"id-{number}") is None for number in range(COUNT))
+    return all(results.fetch([f"id-{number}"])[0] is None for number in range(COUNT))
 
 
 def settled(session: SqliteSession, results: SqliteResults) -> bool:
     """Everything has, and once."""
     assert session.database.execute("select count(*) from messages where queue = 'mail'") == [(0,)]
     assert session.depth("next") == COUNT
-    return all(results.fetch(f"id-{number}") is not None for number in range(COUNT))
+    return all(results.fetch([f"id-{number}"])[0] is not None for number in range(COUNT))
 
 
 def test_one_pass_settles_everything(settings: Settings, session: SqliteSession, consumer: SqliteConsumer) -> None:
     results = SqliteResults(settings.broker, 60.0, consumer.database)
-    settler = Settler(results)
+    settler = Settler(results, lambda _: "default", "worker")
     held(settler, consumer)
     assert undone(session, results)
     settler.settle(consumer)
@@ -92,7 +93,7 @@ def test_one_pass_settles_everything(settings: Settings, session: SqliteSession,
 def test_a_full_disk_undoes_the_whole_pass(settings: Settings, session: SqliteSession, consumer: SqliteConsumer) -> None:
     assert consumer.database is not None
     results = SqliteResults(settings.broker, 60.0, consumer.database)
-    settler = Settler(results)
+    settler = Settler(results, lambda _: "default", "worker")
     held(settler, consumer, size=100_000)
     ((pages,),) = consumer.database.execute("pragma page_count")
     consumer.database.execute(f"pragma max_page_count = {pages + 5}")
@@ -109,7 +110,7 @@ def test_a_full_disk_undoes_the_whole_pass(settings: Settings, session: SqliteSe
 def test_results_in_a_locked_file_hold_the_acks_back(session: SqliteSession, consumer: SqliteConsumer, tmp_path: Path) -> None:
     results = SqliteResults(f"sqlite:///{tmp_path}/results.db", 60.0)
     results._database.set_busy_timeout(0.05)
-    settler = Settler(results)
+    settler = Settler(results, lambda _: "default", "worker")
     held(settler, consumer)
     stranger = sqlite3.connect(tmp_path / "results.db", isolation_level=None)
     stranger.execute("begin immediate")
@@ -128,7 +129,7 @@ def test_a_broker_that_is_locked_leaves_results_that_the_next_pass_overwrites(
 ) -> None:
     assert consumer.database is not None
     results = SqliteResults(f"sqlite:///{tmp_path}/results.db", 60.0)
-    settler = Settler(results)
+    settler = Settler(results, lambda _: "default", "worker")
     held(settler, consumer)
     consumer.database.set_busy_timeout(0.05)
     stranger = sqlite3.connect(tmp_path / "broker.db", isolation_level=None)
@@ -145,7 +146,7 @@ def test_a_broker_that_is_locked_leaves_results_that_the_next_pass_overwrites(
 
 def test_every_kind_of_outcome(settings: Settings, session: SqliteSession, consumer: SqliteConsumer) -> None:
     results = SqliteResults(settings.broker, 60.0, consumer.database)
-    settler = Settler(results)
+    settler = Settler(results, lambda _: "default", "worker")
     deliveries = consumer.receive()
     end = record(message("id-2"), "FAILURE", None)
     letter = dead_letter("mail", message("id-2"), "crashed", "SIGSEGV", worker="w", end=end)
@@ -163,13 +164,13 @@ def test_every_kind_of_outcome(settings: Settings, session: SqliteSession, consu
     assert (session.depth("mail"), session.depth("mail.dead")) == (1, 1)
     assert session.database.execute("select count(*) from messages where due is not null") == [(1,)]
     assert session.database.execute("select count(*) from messages") == [(3,)]
-    kept = results.fetch("id-2")
+    [kept] = results.fetch(["id-2"])
     assert kept is not None
     assert kept.status == "FAILURE"
 
 
 def test_what_was_not_settled_is_handed_out_when_the_connection_is_lost(consumer: SqliteConsumer) -> None:
-    settler = Settler(None)
+    settler = Settler(None, lambda _: "default", "worker")
     deliveries = held(settler, consumer)
     assert [settlement.delivery for settlement in settler.drop_lost()] == deliveries
     assert settler.settlements == []
@@ -179,7 +180,7 @@ def test_a_beginning_is_recorded_and_its_message_stays_unacked(
     settings: Settings, session: SqliteSession, consumer: SqliteConsumer
 ) -> None:
     results = SqliteResults(settings.broker, 60.0, consumer.database)
-    settler = Settler(results)
+    settler = Settler(results, lambda _: "default", "worker")
     delivery, dead, *_ = consumer.receive()
     answers: list[bool] = []
     begun = Outcome("begun", record=record(message("id-0"), "STARTED", {"retries": 0}))
@@ -190,8 +191,36 @@ def test_a_beginning_is_recorded_and_its_message_stays_unacked(
     assert answers == []
     settler.settle(consumer)
     assert (answers, settler.settlements) == ([True], [])
-    kept = results.fetch("id-0")
+    [kept] = results.fetch(["id-0"])
     assert kept is not None
     assert kept.status == "STARTED"
-    assert results.fetch("id-1") is None
+    assert results.fetch(["id-1"]) == [None]
     assert session.database.execute("select count(*) from messages where queue = 'mail'") == [(COUNT,)]
+
+
+def test_of_all_copies_of_a_tick_the_first_that_asks_may_run_and_it_is_told_with_the_next_pass(
+    settings: Settings, consumer: SqliteConsumer
+) -> None:
+    results = SqliteResults(settings.broker, 60.0, consumer.database)
+    assert results.ledger is not None
+    assert results.ledger.swap([Change(tick_entry("t"), None, UNDECIDED)])
+    settler = Settler(None, lambda _: "default", "worker")
+    first, second, third, *_ = consumer.receive()
+    answers: dict[str, bool] = {}
+
+    def ask(delivery: Delivery, copy: str) -> None:
+        tick = message("id-0").with_headers(tq_tick="t", tq_tick_copy=copy)
+        settler.ask(delivery, tick, lambda may: answers.update({copy: may}))
+
+    ask(first, "a")
+    ask(second, "b")
+    ask(third, "died")
+    assert settler.forget_beginning(third)
+    settler.settle(consumer)
+    assert (answers, settler.idle) == ({}, False), "nobody knows while there is no store"
+    settler.store = results
+    settler.settle(consumer)
+    assert (answers, settler.idle) == ({"a": True, "b": False}, True)
+    ask(first, "a")
+    settler.settle(consumer)
+    assert answers["a"], "it came back, and it is still the one"

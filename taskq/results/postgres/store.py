@@ -1,0 +1,207 @@
+"""Results in PostgreSQL. Whoever waits for an end is told by NOTIFY, within the transaction that stores it.
+
+Invariant: each call that changes anything is one transaction, and may be repeated as a whole: it then changes nothing more.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from taskq.results.ledger import Ledger
+from taskq.results.postgres.chords import PostgresChords
+from taskq.results.postgres.connections import PATIENCE, Connection, Connections, patience_for
+from taskq.results.postgres.keys import integer, key_of
+from taskq.results.postgres.ledger import PostgresLedger
+from taskq.results.postgres.listener import CHANNEL, Listener, payloads
+from taskq.results.store import Chords, Record
+
+#: How many expired rows go in one transaction, and for how many seconds a call goes on with that: the supervisor waits for it.
+_CHUNK = 2000
+_EXPIRE_SECONDS = 1.0
+#: How many records are asked for at once.
+_FETCH = 1000
+
+# Which record may replace which is the promise of ResultStore; what is over its time to live has no say any more.
+_STORE = """
+with given as (
+    select * from unnest(
+        %(ids)s::text[], %(statuses)s::text[], %(attempts)s::bigint[], %(metas)s::bytea[], %(seconds)s::float8[]
+    ) as given (id, status, attempt, meta, seconds)
+), stored as (
+    insert into taskq_results as standing (id, status, attempt, meta, expires)
+    select id, status, attempt, meta, coalesce(now() + seconds * interval '1 second', 'infinity') from given
+    order by id collate "C"
+    on conflict (id) do update set
+        status = excluded.status, attempt = excluded.attempt, meta = excluded.meta, expires = excluded.expires
+    where standing.expires <= now() or (
+        excluded.attempt >= standing.attempt
+        and (excluded.status <> 'STARTED' or standing.status = 'STARTED' or excluded.attempt > standing.attempt)
+        and (excluded.status = 'SUCCESS' or standing.status <> 'SUCCESS')
+    )
+)
+select pg_notify(%(channel)s, payload) from unnest(%(payloads)s::text[]) as told (payload)
+"""
+_FETCHED = """
+select id, status, meta, attempt from taskq_results where id = any(%s) and expires > now()
+"""
+_FORGET = """
+with standing as (select id from taskq_results where id = any(%s) order by id for update)
+delete from taskq_results using standing where taskq_results.id = standing.id
+"""
+_KEEP = """
+insert into taskq_documents (name, document, expires) values (%s, %s, now() + %s * interval '1 second')
+on conflict (name) do update set document = excluded.document, expires = excluded.expires
+"""
+_DOCUMENT = "select document from taskq_documents where name = %s and expires > now()"
+# Whoever finds a row locked leaves it to who locked it: another worker that expires, or that has something new to say.
+_EXPIRE = """
+with due as (select id from taskq_results where expires <= now() order by expires limit %s for update skip locked)
+delete from taskq_results using due where taskq_results.id = due.id
+"""
+_EXPIRE_DOCUMENTS = """
+with due as (select name from taskq_documents where expires <= now() order by expires limit %s for update skip locked)
+delete from taskq_documents using due where taskq_documents.name = due.name
+"""
+
+
+class PostgresResults:
+    """The store in the database at ``url``, whose records live ``ttl`` seconds. Safe for many threads, and across ``fork``.
+
+    Its tables are made when it is first used. Ids of more than 500 bytes, or with characters that cannot be printed, are kept
+    under their SHA-256.
+    """
+
+    reply_to: str | None = None
+
+    ledger: Ledger | None = None
+
+    def __init__(self, url: str, ttl: float) -> None:
+        self._ttl = ttl
+        self._connections = Connections(url)
+        self._listener = Listener(self._connections, _ends)
+        self._chords = PostgresChords(self._connections, ttl)
+        self._ledger = PostgresLedger(self._connections)
+        self.chords: Chords | None = self._chords
+        self.ledger: Ledger | None = self._ledger
+
+    def store(self, records: Sequence[Record]) -> None:
+        """Keep the records durably and wake who waits for an end among them; raises ``BackendError``."""
+        told = payloads(dict.fromkeys(key_of(record.id) for record in records if record.is_end))
+        statements = [self._row_arrays(batch) for batch in _rounds(records)]
+
+        def work(connection: Connection) -> None:
+            if len(statements) == 1:
+                connection.execute(_STORE, {**statements[0], "payloads": told})
+                return
+            with connection.transaction():
+                for arrays in statements:
+                    connection.execute(_STORE, {**arrays, "payloads": told})
+
+        if statements:
+            self._connections.run(work, patience_for(sum(len(record.meta) for record in records)))
+
+    def fetch(self, task_ids: Sequence[str]) -> list[Record | None]:
+        """The records of these ids, in their order, None where there is none; raises ``BackendError``."""
+        found: dict[str, Record] = {}
+        keys = [key_of(task_id) for task_id in task_ids]
+        for start in range(0, len(keys), _FETCH):
+            some = keys[start : start + _FETCH]
+            found |= self._connections.run(functools.partial(_fetched, keys=some))
+        return [_renamed(found.get(key), task_id) for key, task_id in zip(keys, task_ids, strict=True)]
+
+    def wait(self, task_id: str, timeout: float | None) -> Record | None:
+        """The end of this id as soon as there is one, or None after ``timeout`` seconds; raises ``BackendError``.
+
+        A server that is gone for a few seconds meanwhile is waited for too.
+        """
+        give_up = None if timeout is None else time.monotonic() + timeout
+        [record] = self.fetch([task_id])
+        if record is not None and record.is_end:
+            return record
+        left = None if give_up is None else give_up - time.monotonic()
+        if left is not None and left <= 0:
+            return None
+        return _renamed(self._listener.wait(key_of(task_id), left), task_id)
+
+    def forget(self, task_ids: Sequence[str]) -> None:
+        """Delete these records; raises ``BackendError``."""
+        self._change(_FORGET, ([key_of(task_id) for task_id in task_ids],))
+
+    def keep(self, name: str, document: bytes, ttl: float) -> None:
+        """Keep a document of the caller's for ``ttl`` seconds from now, the last one of a name; raises ``BackendError``."""
+        self._change(_KEEP, (key_of(name), document, ttl), patience_for(len(document)))
+
+    def document(self, name: str) -> bytes | None:
+        """The document of this name, or None; raises ``BackendError``."""
+        row = self._connections.run(lambda one: one.execute(_DOCUMENT, (key_of(name),), binary=True).fetchone())
+        return None if row is None else bytes(row[0])
+
+    def expire(self) -> int:
+        """Forget what is over its time to live, as much as a second suffices for; returns how many records went."""
+        stop = time.monotonic() + _EXPIRE_SECONDS
+        self._repeat(lambda: self._change(_EXPIRE_DOCUMENTS, (_CHUNK,)), stop)
+        self._repeat(lambda: self._chords.expire(_CHUNK), stop)
+        self._repeat(lambda: self._ledger.expire(_CHUNK), stop)
+        return self._repeat(lambda: self._change(_EXPIRE, (_CHUNK,)), stop)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._listener.close()
+        self._connections.close()
+
+    def _repeat(self, expire: Callable[[], int], stop: float) -> int:
+        """Until nothing is left or it is time to ``stop``; returns how many went."""
+        count = gone = expire()
+        while gone == _CHUNK and time.monotonic() < stop:
+            gone = expire()
+            count += gone
+        return count
+
+    def _change(self, statement: str, values: Sequence[Any], patience: float = PATIENCE) -> int:
+        return self._connections.run(lambda connection: connection.execute(statement.encode(), values).rowcount, patience)
+
+    def _row_arrays(self, records: Sequence[Record]) -> dict[str, Any]:
+        return {
+            "ids": [key_of(record.id) for record in records],
+            "statuses": [record.status for record in records],
+            "attempts": [integer(record.attempt) for record in records],
+            "metas": [record.meta for record in records],
+            "seconds": [None if record.lasting and not record.is_end else self._ttl for record in records],
+            "channel": CHANNEL,
+        }
+
+
+def _rounds(records: Iterable[Record]) -> list[list[Record]]:
+    """The records apart, in their order: one statement may change a row only once."""
+    rounds: list[list[Record]] = []
+    seen: Counter[str] = Counter()
+    for record in records:
+        key = key_of(record.id)
+        number = seen[key]
+        seen[key] += 1
+        if number == len(rounds):
+            rounds.append([])
+        rounds[number].append(record)
+    return rounds
+
+
+def _fetched(connection: Connection, keys: Sequence[str]) -> dict[str, Record]:
+    rows = connection.execute(_FETCHED, (list(keys),), binary=True).fetchall()
+    return {key: Record(key, status, bytes(meta), attempt) for key, status, meta, attempt in rows}
+
+
+def _ends(connection: Connection, keys: Sequence[str]) -> Mapping[str, Record]:
+    return {key: record for key, record in _fetched(connection, keys).items() if record.is_end}
+
+
+def _renamed(record: Record | None, task_id: str) -> Record | None:
+    """The record under the id that it was asked for."""
+    if record is None or record.id == task_id:
+        return record
+    return msgspec.structs.replace(record, id=task_id)

@@ -1,0 +1,84 @@
+"""How Redis is reached, and what its errors mean.
+
+Invariant: a call ends within about a second of silence, and whatever goes wrong in it is a ``BackendError``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from redis import BlockingConnectionPool, Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as ConnectionFailed
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from taskq.config import masked
+from taskq.errors import BackendError, ConfigurationError
+
+#: How many connections a process has at most, and for how many seconds a thread waits for one of them.
+_CONNECTIONS, _TURN = 10, 5.0
+#: Seconds without a sign of life after which a call has failed.
+_SILENCE = 1.0
+
+
+class Server:
+    """The Redis server of a URL: a client with a small pool, safe from many threads at once and after a fork."""
+
+    def __init__(self, url: str) -> None:
+        # A connection that was idle may have been closed since, by a restart for example: one more try opens it again. All we
+        # ask for may be done twice. Silence is not tried again, as that would take another second.
+        again = Retry(NoBackoff(), 1, supported_errors=(ConnectionFailed,))
+        try:
+            pool = BlockingConnectionPool.from_url(
+                _as_redis_takes_it(url),
+                max_connections=_CONNECTIONS,
+                timeout=_TURN,
+                socket_timeout=_SILENCE,
+                socket_connect_timeout=_SILENCE,
+                client_name="taskq",
+                retry=again,
+            )
+            # Made and not opened: a wrong option would be told by the first call otherwise.
+            pool.connection_class(**pool.connection_kwargs)
+        except (ValueError, TypeError, RedisError) as error:
+            raise ConfigurationError(f"backend={masked(url)!r} is not a URL that Redis' client takes: {error}") from None
+        self.pool = pool
+        self.client: Redis = Redis(connection_pool=pool)
+        options = pool.connection_kwargs
+        self._name = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+
+    @contextmanager
+    def asked(self) -> Iterator[Redis]:
+        """The client, for one call; raises ``BackendError`` for whatever goes wrong in the block."""
+        try:
+            yield self.client
+        except (RedisError, OSError) as error:
+            raise BackendError(f"the result backend, Redis at {self._name}, failed: {error}") from error
+
+    def close(self) -> None:
+        """Close all connections, under other threads' hands too; the next call opens new ones."""
+        self.pool.disconnect()
+
+
+def _as_redis_takes_it(url: str) -> str:
+    """The URL as redis-py takes it; Celery has other words for some of it."""
+    scheme, place, path, query, _ = urlsplit(url)
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    # What comes back is the bytes of JSON for us, whoever shares this URL.
+    options.pop("decode_responses", None)
+    if "virtual_host" in options:
+        options["db"] = options.pop("virtual_host").strip("/")
+    if scheme == "rediss":
+        required = options.get("ssl_cert_reqs", "required").lower().removeprefix("cert_")
+        options["ssl_cert_reqs"] = required
+        # Older versions of redis-py look at no name in a certificate unless they are asked to.
+        options.setdefault("ssl_check_hostname", str(required != "none"))
+    return f"{'unix' if scheme == 'redis+socket' else scheme}://{place}{path}?{urlencode(options)}"
+
+
+def milliseconds(seconds: float) -> int:
+    """A time to live as Redis takes it: at least a millisecond, as zero is an error."""
+    return max(1, int(seconds * 1000))

@@ -1,0 +1,164 @@
+"""The store: records as Celery keeps them, under ``celery-task-meta-<id>``, each published in the channel of that name.
+
+Invariant: what is published has been stored, and what may not replace what stands is neither.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from taskq.results.ledger import Ledger
+from taskq.results.redis.chords import RedisChords, not_json
+from taskq.results.redis.connection import Server, milliseconds
+from taskq.results.redis.ledger import RedisLedger
+from taskq.results.redis.listener import LOOK, Listener
+from taskq.results.store import Chords, Record, Status
+
+PREFIX = "celery-task-meta-"
+#: How many records go in one step, during which the server answers nobody else.
+_CHUNK = 500
+#: Seconds between two looks of a waiter, should the server have gone away without a word.
+_SAFETY_NET = 10.0
+#: Whatever else Celery writes (RETRY, a state of the application's) is of a task that has not ended.
+_ENDS: dict[str, Status] = {"SUCCESS": "SUCCESS", "FAILURE": "FAILURE", "REVOKED": "REVOKED", "IGNORED": "IGNORED"}
+
+# Which record may replace which is the promise of ResultStore. What stands is decoded here only where there is something, after
+# a redelivery for example; what is no JSON was not written by us, and has no say.
+_STORE = """
+local ends = {SUCCESS = true, FAILURE = true, REVOKED = true, IGNORED = true}
+
+local function replaces(status, attempt, key)
+    local known = redis.call('GET', key)
+    if not known then
+        return true
+    end
+    local decoded, old = pcall(cjson.decode, known)
+    if not decoded or type(old) ~= 'table' then
+        return true
+    end
+    local old_attempt = tonumber(old.attempt) or 0
+    if attempt < old_attempt or (old.status == 'SUCCESS' and status ~= 'SUCCESS') then
+        return false
+    end
+    return ends[status] or not ends[old.status] or attempt > old_attempt
+end
+
+for i, key in ipairs(KEYS) do
+    local status, attempt, ttl_ms, meta = ARGV[4 * i - 3], tonumber(ARGV[4 * i - 2]), ARGV[4 * i - 1], ARGV[4 * i]
+    if replaces(status, attempt, key) then
+        if ttl_ms == '' then
+            redis.call('SET', key, meta)
+        else
+            redis.call('SET', key, meta, 'PX', ttl_ms)
+        end
+        redis.call('PUBLISH', key, meta)
+    end
+end
+"""
+
+
+class _Head(msgspec.Struct):
+    """What we have to know of a record."""
+
+    status: str
+    attempt: int | None = None
+
+
+class RedisResults:
+    """The store on the server of ``url``, whose records live ``ttl`` seconds. Safe from many threads at once and after a fork.
+
+    How durable it is depends on the server: with ``appendfsync always``, what was stored survives the loss of power.
+    """
+
+    reply_to: str | None = None
+
+    ledger: Ledger | None = None
+
+    def __init__(self, url: str, ttl: float) -> None:
+        self._server = Server(url)
+        self._ttl = milliseconds(ttl)
+        self._listener = Listener(self._server)
+        self._script = self._server.client.register_script(_STORE)
+        self.chords: Chords | None = RedisChords(self._server, ttl)
+        self.ledger: Ledger | None = RedisLedger(self._server)
+
+    def store(self, records: Sequence[Record]) -> None:
+        """Keep the records and tell who waits for one of them; raises ``BackendError``."""
+        for start in range(0, len(records), _CHUNK):
+            chunk = records[start : start + _CHUNK]
+            arguments: list[Any] = []
+            for record in chunk:
+                for_ever = record.lasting and not record.is_end
+                arguments += [record.status, record.attempt, "" if for_ever else self._ttl, record.meta]
+            with self._server.asked():
+                self._script([PREFIX + record.id for record in chunk], arguments)
+
+    def fetch(self, task_ids: Sequence[str]) -> list[Record | None]:
+        """The records of these ids, in their order; raises ``BackendError``."""
+        if not task_ids:
+            return []
+        with self._server.asked() as client:
+            metas: Any = client.mget([PREFIX + task_id for task_id in task_ids])
+        return [None if meta is None else _record(task_id, meta) for task_id, meta in zip(task_ids, metas, strict=True)]
+
+    def wait(self, task_id: str, timeout: float | None) -> Record | None:
+        """The end of this id as soon as there is one, or None after ``timeout`` seconds; raises ``BackendError``.
+
+        A server that is away for a moment is waited for.
+        """
+        give_up = None if timeout is None else time.monotonic() + timeout
+        [record] = self.fetch([task_id])
+        if (record is not None and record.is_end) or (timeout is not None and timeout <= 0):
+            return record if record is not None and record.is_end else None
+        with self._listener.listening((PREFIX + task_id).encode()) as ear:
+            while True:
+                left = _SAFETY_NET if give_up is None else min(_SAFETY_NET, give_up - time.monotonic())
+                if left <= 0:
+                    return None
+                try:
+                    meta = ear.get(timeout=left)
+                except queue.Empty:
+                    meta = LOOK
+                [record] = self.fetch([task_id]) if meta == LOOK else [_record(task_id, meta)]
+                if record is not None and record.is_end:
+                    return record
+
+    def forget(self, task_ids: Sequence[str]) -> None:
+        """Delete these records; raises ``BackendError``."""
+        if task_ids:
+            with self._server.asked() as client:
+                client.delete(*[PREFIX + task_id for task_id in task_ids])
+
+    def keep(self, name: str, document: bytes, ttl: float) -> None:
+        """Keep a document, under its name as the key; raises ``BackendError``."""
+        with self._server.asked() as client:
+            client.set(name, document, px=milliseconds(ttl))
+
+    def document(self, name: str) -> bytes | None:
+        """The document of this name, or None; raises ``BackendError``."""
+        with self._server.asked() as client:
+            document: Any = client.get(name)
+        return None if document is None else bytes(document)
+
+    def expire(self) -> int:
+        """Redis forgets by itself."""
+        return 0
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._listener.close()
+        self._server.close()
+
+
+def _record(task_id: str, meta: bytes) -> Record:
+    try:
+        head = msgspec.json.decode(meta, type=_Head)
+    except msgspec.DecodeError:
+        described = {"task_id": task_id, "status": "FAILURE", "result": not_json(f"the result of {task_id}"), "traceback": None}
+        return Record(task_id, "FAILURE", msgspec.json.encode(described))
+    return Record(task_id, _ENDS.get(head.status, "STARTED"), meta, head.attempt or 0)
