@@ -11,7 +11,7 @@ POSTGRES := $(wildcard /usr/lib/postgresql/*/bin/initdb)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test chaos lint format bench rabbitmq redis postgres clean
+.PHONY: help demo test chaos lint format docs bench rabbitmq redis postgres clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,7 +20,7 @@ demo: $(VENV)/installed ## See it at work: kills everywhere, nothing lost; under
 	@$(BIN)/taskq demo
 
 test: $(VENV)/installed-for-tests rabbitmq redis postgres lint ## Lint, then run every test
-	$(BIN)/pytest --numprocesses 3 --dist loadfile
+	$(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 chaos: $(VENV)/installed-for-tests rabbitmq redis ## Break everything at random instants, on both brokers: make chaos SECONDS=120 SEED=1
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),120) $(if $(SEED),--seed $(SEED))
@@ -38,6 +38,9 @@ lint: $(VENV)/installed-for-tests ## Check style and types
 format: $(VENV)/installed-for-tests ## Bring the source into its form
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: $(VENV)/installed-for-docs ## Build the documentation into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(VENV)/installed-for-tests $(PEERS)/installed rabbitmq ## Compare with Celery, Dramatiq and Huey on this machine
 	$(BIN)/python -m tests.benchmarks --peers $(PEERS)/bin/python
@@ -62,6 +65,10 @@ $(VENV)/installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/installed-for-tests: $(VENV)/installed
 	$(BIN)/python $(PIP) install --group test
+	@touch $@
+
+$(VENV)/installed-for-docs: $(VENV)/installed
+	$(BIN)/python $(PIP) install --group docs
 	@touch $@
 
 $(PEERS)/installed: pyproject.toml | $(PEERS)/bin/python

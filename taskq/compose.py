@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 import msgspec
 
 from taskq.errors import ConfigurationError
-from taskq.message import Message, Publication
+from taskq.message import SENT, Message, Publication
 
 _RESERVED = frozenset(
     {"lang", "task", "id", "eta", "expires", "group", "group_index", "retries", "timelimit", "root_id", "parent_id"}
@@ -85,6 +85,7 @@ def compose(
         "timelimit": list(time_limits(options)),
         "origin": origin(),
         "ignore_result": bool(options.get("ignore_result")),
+        SENT: now + delay,
     }
     if group_index is not None:
         headers["group_index"] = group_index

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NewType, get_args, get_type_hints
+from urllib.parse import quote, unquote
 
 from taskq.errors import ConfigurationError
 
@@ -27,12 +28,25 @@ BACKEND_SCHEMES = ("sqlite", "redis", "rediss", "redis+socket", "postgresql", "r
 
 
 def state_database() -> Path:
-    """Where the embedded default keeps its file: the same place whatever the working directory."""
+    """Where the embedded default keeps its file: the same place whatever the working directory.
+
+    Raises ``ConfigurationError`` where the user has no home, as in many a container.
+    """
     if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
+        base = _home() / "Library" / "Application Support"
     else:
-        base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+        base = Path(os.environ.get("XDG_STATE_HOME") or _home() / ".local" / "state")
     return base / "taskq" / "taskq.db"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise ConfigurationError(
+            f"there is no state directory: the user {os.getuid()} has no home, and HOME is not set; "
+            "set XDG_STATE_HOME to a folder that the user may write to"
+        ) from None
 
 
 def cpu_count() -> int:
@@ -70,6 +84,7 @@ class Settings:
     queues: str = _setting("", "queues a worker consumes, separated by commas; empty: every queue that a task of the app names")
     concurrency: int = _setting(0, "child processes of a worker; 0: one per processor")
     scheduler: bool = _setting(True, "whether a worker also sees to the app's schedules, as 'taskq scheduler' does")
+    reload: bool = _setting(False, "whether a worker takes new code in when a file of the app's is saved; for development")
     start_method: Literal["fork", "spawn"] = _setting(
         "spawn" if sys.platform == "darwin" else "fork",
         "how children start: forked from a process that imported the app, or fresh",
@@ -92,6 +107,15 @@ class Settings:
     unknown_task_ttl: float = _setting(300.0, "seconds that a task no worker knows is given back, before it is dead-lettered")
     prefetch: int = _setting(256, "most messages in custody per child; short tasks only, long ones get one each")
     heartbeat: float = _setting(10.0, "seconds between AMQP heartbeats; a dead connection is noticed after twice that")
+    http: str = _setting(
+        "",
+        "where a worker answers /livez, /readyz and /metrics: 127.0.0.1:9808, or a port of 127.0.0.1; empty: nowhere",
+    )
+    remote_control: bool = _setting(
+        True, "whether a worker answers 'taskq status' and the like, and Celery's inspect and Flower"
+    )
+    events: bool = _setting(False, "whether a worker sends Celery's events from its start, and not only once a monitor asks")
+    show_arguments: bool = _setting(False, "whether arguments and results are shown by remote control and in events")
     log_format: Literal["console", "json"] = _setting("console", "how log lines look")
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "the least severe log lines shown")
     sources: Mapping[str, Source] = field(default_factory=dict, repr=False)
@@ -195,8 +219,21 @@ def _checked(values: dict[str, Any], sources: dict[str, Source]) -> Settings:
         )
     if values["queue_max_priority"] and values["queue_type"] == "quorum" and values["broker"].startswith("amqp"):
         raise ConfigurationError("queue_max_priority needs queue_type='classic': RabbitMQ's quorum queues have no priorities")
+    if values["http"]:
+        http_address(values["http"])
     values["concurrency"] = values["concurrency"] or cpu_count()
     return Settings(**values, sources=sources)
+
+
+_NOT_IN_URLS = re.compile(r"""[\s"'\x00-\x1f]""")
+
+
+def http_address(text: str) -> tuple[str, int]:
+    """Host and port of the setting ``http``; without a host, only this machine is meant. Raises ``ConfigurationError``."""
+    host, _, port = text.rpartition(":")
+    if not port.isdecimal() or int(port) > 65535 or (host.startswith("[") != host.endswith("]")):
+        raise ConfigurationError(f"http must be host:port, such as 127.0.0.1:9808 or [::1]:9808, or a port, not {text!r}")
+    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def _check_scheme(name: str, url: str, schemes: tuple[str, ...]) -> None:
@@ -204,13 +241,16 @@ def _check_scheme(name: str, url: str, schemes: tuple[str, ...]) -> None:
     if "://" not in url or scheme not in schemes:
         known = ", ".join(f"{s}://" for s in schemes)
         raise ConfigurationError(f"{name}={masked(url)!r} is not a URL that taskq speaks; it speaks {known}")
+    # Not shown: what is no URL can't be masked.
+    if scheme != "sqlite" and (odd := _NOT_IN_URLS.search(url)):
+        raise ConfigurationError(f"{name}='{scheme}://…' holds {odd[0]!r}; in a URL, write it as {quote(odd[0])!r}")
 
 
 def _convert(name: str, value: Any, called: str) -> Any:
     wanted = _TYPES[name]
     if choices := get_args(wanted):
         if value not in choices:
-            raise ConfigurationError(f"{called} must be one of {', '.join(choices)}, not {value!r}")
+            raise ConfigurationError(f"{called} must be one of {', '.join(choices)}, not {masked(repr(value))}")
         return value
     if wanted is bool:
         return _truth(value, called)
@@ -225,7 +265,7 @@ def _convert(name: str, value: Any, called: str) -> Any:
         exact = False
     if not exact:
         kind = {"int": "a whole number", "float": "a number"}[wanted.__name__]
-        raise ConfigurationError(f"{called} must be {kind}, not {value!r}")
+        raise ConfigurationError(f"{called} must be {kind}, not {masked(repr(value))}")
     return number
 
 
@@ -233,7 +273,7 @@ def _truth(value: Any, called: str) -> bool:
     words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
     truth = words.get(str(value).strip().lower())
     if truth is None:
-        raise ConfigurationError(f"{called} must be true or false, not {value!r}")
+        raise ConfigurationError(f"{called} must be true or false, not {masked(repr(value))}")
     return truth
 
 
@@ -247,7 +287,7 @@ def _bytes(value: Any, called: str) -> int:
         return int(float(size[1]) * _UNITS[size[2].lower()])
     if type(value) is int:
         return value
-    raise ConfigurationError(f"{called} must be a number of bytes, such as 200M, 1.5G or 512KiB, not {value!r}")
+    raise ConfigurationError(f"{called} must be a number of bytes, such as 200M, 1.5G or 512KiB, not {masked(repr(value))}")
 
 
 def _nearest(name: str) -> str:
@@ -255,10 +295,36 @@ def _nearest(name: str) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; the settings are {', '.join(NAMES)}"
 
 
-# Up to the last "@": a password that holds "@" or "/" unescaped is wrong in a URL, but it is still a password.
-_PASSWORD = re.compile(r'(://[^\s"/:@]*):[^\s"]*@')
+# Up to the last "@": a password that holds "@" or "/" unescaped is wrong in a URL, but it is still a password. And parameters,
+# which drivers name as they like.
+_PASSWORDS = (
+    re.compile(r'://[^\s"/:@]*:(?P<secret>[^\s"]*)@'),
+    re.compile(r"""[?&][^=&\s"']*(?:pass|pwd|secret|token)[^=&\s"']*=(?P<secret>[^&\s"']+)""", re.IGNORECASE),
+)
+#: A shorter piece of a password may stand in any text, and is looked for in quotation marks alone.
+_TELLING = 4
 
 
 def masked(text: str) -> str:
     """The text with the passwords of its URLs hidden: fit for logs, errors and screens."""
-    return _PASSWORD.sub(r"\1:***@", text) if "://" in text else text
+    if "://" not in text:
+        return text
+    shown, position = "", 0
+    # Looked for in the text as it came: what one pattern hides may be half of what the other one would find.
+    for start, end in sorted(found.span("secret") for pattern in _PASSWORDS for found in pattern.finditer(text)):
+        if start >= position:
+            shown += f"{text[position:start]}***"
+        position = max(position, end)
+    return shown + text[position:]
+
+
+def without_secrets(text: str, url: str) -> str:
+    """What a driver says of the URL, without the pieces of passwords that it may quote where it could not read the URL."""
+    secrets = [secret for pattern in _PASSWORDS for secret in pattern.findall(url)]
+    pieces = {piece for secret in secrets for piece in (secret, unquote(secret), *re.split(r"[/@:?#&=\[\]]", secret))}
+    for piece in sorted(filter(None, pieces), key=len, reverse=True):
+        if len(piece) >= _TELLING:
+            text = text.replace(piece, "***")
+        else:
+            text = re.sub(rf"""(["'`]){re.escape(piece)}(["'`])""", r"\1***\2", text)
+    return masked(text)

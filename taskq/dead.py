@@ -26,6 +26,7 @@ from taskq.message import (
     DEAD_TRACEBACK,
     DEAD_WORKER,
     DELIVERIES,
+    SENT,
     SUSPECTED,
     UNKNOWN_SINCE,
     Message,
@@ -116,6 +117,8 @@ def revived(message: Message, now: float) -> Message:
     """
     kept = {name: value for name, value in message.headers.items() if not _is_of_the_past(name)}
     kept[ATTEMPTS] = message.attempt
+    if SENT in kept:
+        kept[SENT] = now
     if "retries" in kept:
         kept["retries"] = 0
     if "eta" in kept:

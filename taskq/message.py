@@ -7,6 +7,7 @@ Values here are frozen; a change is a new value.
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import msgspec
@@ -29,6 +30,9 @@ ATTEMPTS = "tq-attempts"
 HISTORY = "tq-history"
 #: When a worker first met this message without knowing its task, as seconds since the epoch.
 UNKNOWN_SINCE = "tq-unknown-since"
+
+#: Since when this message could have run, as seconds since the epoch: since it was sent, but for its delay.
+SENT = "tq-sent"
 
 #: Which tick of which schedule this message is, and which copy of it, where there may be several: see ``taskq.results.ledger``.
 TICK = "tq-tick"
@@ -100,6 +104,15 @@ class Publication(msgspec.Struct, frozen=True):
     delay: float = 0.0
     first: bool = False
     reply: bool = False
+
+
+#: What the names of queues begin with that are there for a moment, to try whether a broker does what it should.
+TRIAL_PREFIX = "taskq.trial."
+
+
+def trial_queue() -> str:
+    """The name of a queue that nobody else has, to be deleted by whoever declared it. It has no dead letters."""
+    return f"{TRIAL_PREFIX}{uuid.uuid4().hex}"
 
 
 def dead_letter_queue(queue: str) -> str:

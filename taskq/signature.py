@@ -10,7 +10,7 @@ from taskq.compose import OPTION_NAMES, SendOptions
 from taskq.errors import ConfigurationError, NotBound
 from taskq.results.handle import AsyncResult
 from taskq.serialization import plain_arguments
-from taskq.step import Step, chain_of
+from taskq.step import Step, chain_of, ending_as
 
 R = TypeVar("R")
 S = TypeVar("S")
@@ -195,7 +195,9 @@ class Chain(Canvas[R]):
 
     def step(self) -> Step:
         """It as it travels."""
-        return chain_of([step.step() for step in self.steps], **self._plain_options())
+        options = self._plain_options()
+        task_id = options.pop("task_id", None)
+        return ending_as(chain_of([step.step() for step in self.steps], **options), task_id)
 
     def sender(self) -> Send | None:
         """What sends it."""

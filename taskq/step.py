@@ -109,6 +109,19 @@ def steps_of(value: Any) -> list[Step]:
 _KINDS: Mapping[str, str] = {"celery.chain": CHAIN, "celery.group": GROUP, "celery.chord": CHORD}
 
 
+def ending_as(step: Step, task_id: Any) -> Step:
+    """The step, whose end has this id, if there is one to give: what was asked of a workflow is asked of what it comes to."""
+    if task_id is None:
+        return step
+    match step.subtask_type:
+        case "chain":
+            *before, last = step.steps
+            return _rebuilt(step, tasks=[*before, ending_as(last, task_id)])
+        case "chord":
+            return _rebuilt(step, body=ending_as(step.body, task_id))
+    return step.with_options(task_id=task_id)
+
+
 def has_end(step: Step) -> bool:
     """Whether there is a task in it to wait for: there is none in an empty group, nor in what consists of them."""
     match step.subtask_type:

@@ -21,7 +21,7 @@ from taskq.errors import ConfigurationError
 from taskq.results.group import GroupResult
 from taskq.results.handle import AsyncResult
 from taskq.signature import Canvas, Chain, FlowOptions, Send, first_sender
-from taskq.step import Step, chord_of, group_of
+from taskq.step import Step, chord_of, ending_as, group_of
 
 R = TypeVar("R")
 S = TypeVar("S")
@@ -88,7 +88,9 @@ class Chord(Canvas[R]):
 
     def step(self) -> Step:
         """It as it travels."""
-        return chord_of(self.header.step(), self.body.step(), **self._plain_options())
+        options = self._plain_options()
+        task_id = options.pop("task_id", None)
+        return ending_as(chord_of(self.header.step(), self.body.step(), **options), task_id)
 
     def sender(self) -> Send | None:
         """What sends it."""

@@ -12,6 +12,7 @@ import kombu
 import pytest
 
 from taskq.message import dead_letter_queue
+from tests import container
 from tests.postgres_server import Postgres, running_postgres
 from tests.redis_server import Redis, running_redis
 from tests.servers import RabbitMQ, running_node
@@ -20,6 +21,20 @@ from tests.support import Stage
 # How long an example takes says what else the machine does: pytest-timeout ends what hangs.
 hypothesis.settings.register_profile("taskq", deadline=None)
 hypothesis.settings.load_profile("taskq")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what this machine cannot show."""
+    out = [item for item in items if item.get_closest_marker("namespaces")]
+    if out and container.lacking():
+        items[:] = [item for item in items if item not in out]
+        config.hook.pytest_deselected(items=out)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say so."""
+    if lacking := container.lacking():
+        terminalreporter.write_line(f"left out: tests of units and containers, which need {lacking}")
 
 
 @pytest.fixture(scope="session")

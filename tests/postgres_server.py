@@ -12,8 +12,9 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -31,9 +32,9 @@ PASSWORD = "se:cr/et"  # the tests' own
 
 
 @contextmanager
-def running_postgres(*config: str) -> Iterator[Postgres]:
-    """A private server that runs for the length of the block; the arguments are extra lines of postgresql.conf."""
-    server = Postgres(config)
+def running_postgres(*config: str, tls: Mapping[str, Path] | None = None) -> Iterator[Postgres]:
+    """A private server that runs for the length of the block; the arguments are those of ``Postgres``."""
+    server = Postgres(config, tls)
     try:
         yield server.start()
     finally:
@@ -52,15 +53,17 @@ def binaries() -> Path:
 class Postgres:
     """A private PostgreSQL server, as careful with the disk as in production.
 
+    ``config`` holds extra lines of postgresql.conf, ``tls`` the certificate files, for who asks for an encrypted connection.
+
     ``restart`` after ``kill`` keeps data and port, so that a test sees what a server that came back would show.
     """
 
-    def __init__(self, config: Sequence[str] = ()) -> None:
+    def __init__(self, config: Sequence[str] = (), tls: Mapping[str, Path] | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="postgres-")
         self.folder = Path(self._folder.name)
         self.port = free_port()
         self._server: subprocess.Popen[bytes] | None = None
-        self._create(config)
+        self._create([*config, *(self._encrypted(tls) if tls is not None else ())])
 
     @property
     def url(self) -> str:
@@ -78,7 +81,16 @@ class Postgres:
             connection.execute(f"drop database {name} with (force)".encode())
 
     def start(self) -> Postgres:
-        """Start the server and wait until it answers."""
+        """Start the server and wait until it answers; what is left of a killed one is waited for."""
+        deadline = time.monotonic() + START_TIMEOUT
+        while True:
+            try:
+                return self._start()
+            except RuntimeError as error:
+                if "is still in use" not in str(error).rpartition("LOG:")[2] or time.monotonic() > deadline:
+                    raise
+
+    def _start(self) -> Postgres:
         command = [str(binaries() / "postgres"), "-D", str(self.folder / "data")]
         with (self.folder / "server.log").open("ab") as log:
             self._server = spawner.submit(
@@ -123,7 +135,8 @@ class Postgres:
         """Each connection has a process of its own, in a process group of its own."""
         if self._server is None:
             raise RuntimeError("the PostgreSQL server does not run")
-        os.kill(self._server.pid, number)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._server.pid, number)
         for child in _children_of(self._server.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, number)
@@ -157,6 +170,15 @@ class Postgres:
         ]
         with (data / "postgresql.conf").open("a") as file:
             file.write("\n".join(lines) + "\n")
+
+    def _encrypted(self, tls: Mapping[str, Path]) -> Iterator[str]:
+        """The lines of postgresql.conf for it. The server takes no key that others could read."""
+        yield "ssl = on"
+        for name, setting in (("certfile", "ssl_cert_file"), ("keyfile", "ssl_key_file")):
+            copy = Path(shutil.copy(tls[name], self.folder))
+            copy.chmod(0o600)
+            shutil.chown(copy, _user())
+            yield f"{setting} = '{copy}'"
 
     def _begin(self) -> None:
         if os.geteuid() == 0:

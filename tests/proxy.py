@@ -25,6 +25,9 @@ class Proxy:
         self._lock = threading.Lock()
         self._flowing = threading.Event()
         self._flowing.set()
+        self._words: tuple[bytes, ...] = ()
+        self._audible = threading.Event()
+        self._audible.set()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -36,7 +39,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._flowing.set()
+        self.flow()
         self.cut()
 
     @property
@@ -56,9 +59,15 @@ class Proxy:
         """Pass nothing on until ``flow``."""
         self._flowing.clear()
 
+    def mute(self, *words: bytes) -> None:
+        """Pass nothing on any more, until ``flow``, on a connection on which all of these bytes come at a time."""
+        self._words = words
+        self._audible.clear()
+
     def flow(self) -> None:
-        """Undo ``stall``."""
+        """Undo ``stall`` and ``mute``."""
         self._flowing.set()
+        self._audible.set()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -84,6 +93,8 @@ class Proxy:
         with contextlib.suppress(OSError):
             while chunk := source.recv(_CHUNK):
                 self._flowing.wait()
+                if all(word in chunk for word in self._words):
+                    self._audible.wait()
                 sink.sendall(chunk)
             sink.shutdown(socket.SHUT_WR)
             if other is None:

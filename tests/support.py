@@ -5,6 +5,7 @@ Tasks leave traces in a file (``tests.apps.traces``), so that a test sees what r
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -22,7 +23,7 @@ from typing import Any, Self, TypeVar
 import kombu.pools
 
 from taskq import TaskQ, config
-from taskq.broker import decoder, open_consumer, open_session
+from taskq.broker import decoder, open_caller, open_consumer, open_session
 from taskq.broker.interface import Consumer, Delivery
 from taskq.config import Settings
 from taskq.message import Message, Publication, dead_letter_queue
@@ -80,12 +81,12 @@ def processes_of(group: int) -> list[int]:
 class Worker:
     """A running ``taskq worker``. Its log lines are JSON in a file; ``logged`` asks for them."""
 
-    def __init__(self, command: Sequence[str], environment: dict[str, str], log: Path) -> None:
+    def __init__(self, command: Sequence[str], environment: dict[str, str], log: Path, folder: Path = ROOT) -> None:
         self.log = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
                 command,
-                cwd=ROOT,
+                cwd=folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -143,6 +144,8 @@ class Worker:
 
 def close_celery(client: Any) -> None:
     """Close a Celery application with all that it holds open: its pools are everybody's with the same URL."""
+    # Results unsubscribe when they are collected, which takes a server that is still there.
+    gc.collect()
     consumer = getattr(client.backend, "result_consumer", None)
     if consumer is not None:
         consumer.stop()
@@ -196,6 +199,13 @@ class Stage:
         log = self.folder / f"worker-{self._workers}.log"
         command = [sys.executable, "-m", "taskq", "worker", "-A", app, "--log-format", "json", "-Q", self.queue, "-c", "2"]
         return Worker([*command, *options], self.environment(**variables), log)
+
+    def name_of(self, worker: Worker) -> str:
+        """The worker's name, once it consumes and hears commands."""
+        name: str = worker.started().logged("worker_started")[0]["worker"]
+        with open_caller(self.effective()) as caller:
+            eventually(lambda: caller.ask("ping", nodes=[name], timeout=1.0), "the worker hears commands")
+        return name
 
     def traces(self, event: str | None = None, **fields: Any) -> list[dict[str, Any]]:
         """What tasks have left in the file of traces, oldest first."""

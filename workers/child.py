@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import NoReturn
 
 import msgspec
@@ -28,7 +29,7 @@ from taskq.workers.execute import Executor
 from taskq.workers.lifeline import die_with_parent
 from taskq.workers.note import TERMINATED, Note, Terms
 from taskq.workers.outcome import Outcome
-from taskq.workers.pipe import ASKED, BEGUN, DONE, READY, SKIPPED, Inbox, pack_report
+from taskq.workers.pipe import ASKED, BEGUN, DONE, READY, SKIPPED, UNKNOWN, Inbox, pack_report
 from taskq.workers.signals import SOFT_SIGNAL
 
 
@@ -56,14 +57,30 @@ def prepare(app: TaskQ, worker: str) -> Executor:
 
 
 class Supervised:
-    """What a task's run needs of this process; see ``taskq.workers.execute.Surroundings``."""
+    """What a task's run needs of this process; see ``taskq.workers.execute.Surroundings``.
 
-    def __init__(self, pipe: socket.socket, note: Note) -> None:
+    ``tasks`` are the names that the supervisor knows tasks by, in its order.
+    """
+
+    def __init__(self, pipe: socket.socket, note: Note, tasks: Sequence[str]) -> None:
         self.inbox = Inbox(pipe)
-        self.number = 0
+        self._numbers = {name: number for number, name in enumerate(tasks[:0xFFFF], 1)}
+        self.begin(0)
         self._pipe = pipe
         self._note = note
         self._interruptible = False
+
+    def begin(self, number: int) -> None:
+        """Reports are about this delivery from here on."""
+        self.number = number
+        self.task = 0
+        self.waited = UNKNOWN
+        self.ran = False
+
+    def met(self, task: str, waited: float) -> None:
+        """Keep it for the report."""
+        self.task = self._numbers.get(task, 0)
+        self.waited = waited
 
     def may_begin(self, begun: Record) -> bool:
         """Ask the supervisor, which answers once the record is stored."""
@@ -81,7 +98,7 @@ class Supervised:
 
     def agree(self, terms: Terms) -> None:
         """Note the terms where the supervisor sees them."""
-        self._interruptible = True
+        self.ran = self._interruptible = True
         self._note.agree(terms)
 
     def release(self) -> bool:
@@ -101,7 +118,7 @@ class Supervised:
 def main(execute: Executor, pipe: socket.socket, note: Note) -> None:
     """Serve the pipe until the supervisor closes it."""
     monotonic = time.monotonic
-    execute.surroundings = surroundings = Supervised(pipe, note)
+    execute.surroundings = surroundings = Supervised(pipe, note, execute.names)
     signal.signal(SOFT_SIGNAL, surroundings.interrupt)
     pipe.sendall(pack_report(0, READY))
     for number, delivery in surroundings.inbox:
@@ -109,14 +126,14 @@ def main(execute: Executor, pipe: socket.socket, note: Note) -> None:
         if not note.begin(number, started):
             pipe.sendall(pack_report(number, SKIPPED))
             continue
-        surroundings.number = number
+        surroundings.begin(number)
         outcome = execute(delivery)
         if outcome is None:
             pipe.sendall(pack_report(number, SKIPPED))
         else:
-            elapsed = min(int((monotonic() - started) * 1e6), 0xFFFFFFFF)
+            elapsed = max(1, min(int((monotonic() - started) * 1e6), 0xFFFFFFFF)) if surroundings.ran else 0
             # The outcome first: a death between the two lines must not blame the task that has just ended.
-            pipe.sendall(pack_report(number, DONE, elapsed, outcome))
+            pipe.sendall(pack_report(number, DONE, elapsed, outcome, surroundings.task, surroundings.waited))
         note.end()
 
 

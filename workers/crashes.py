@@ -73,10 +73,10 @@ class End:
 
 
 class Coroner:
-    """Decides for one worker what becomes of messages whose process died."""
+    """Decides for one worker what becomes of messages whose process died; ``max_crashes`` is the setting."""
 
     def __init__(self, settings: Settings, worker: str, route: Route) -> None:
-        self._max_crashes = settings.max_crashes
+        self.max_crashes = settings.max_crashes
         self._results = settings.backend_url is not None
         self._worker = worker
         self._route = route
@@ -169,7 +169,7 @@ class Coroner:
         total = crashes + message.count(SUSPECTED)
         how = _how(end) if end is not None else "the whole worker, which ran nothing else"
         message = message.with_headers(**{CRASHES: crashes})
-        if total >= self._max_crashes:
+        if total >= self.max_crashes:
             detail = f"took down {total} processes; the last one: {how}"
             return self._dead(queue, message, reason, detail, end or End(Death()))
         logger.warning("task_crashed", **_about(queue, message), crashes=total, died=how)

@@ -58,15 +58,14 @@ class Custody:
         self.suspects = Suspects()
         self.orders = Orders(identify)
         self.pace = Pace(settings.prefetch)
-        self._most_tasks = settings.max_tasks_per_child
+        self.most_tasks = settings.max_tasks_per_child
         self._read = read
-        self._identify = identify
         #: Whether the delivery will come back orphaned should this worker die now; the consumer's, once there is one.
         self.secure: Callable[[Delivery], bool] = lambda _: False
         self._begun = begun
         self._coroner = coroner
         self.limbo = Limbo(identify)
-        self._returned: deque[Delivery] = deque()
+        self.returned: deque[Delivery] = deque()
         self._draining = False
         self._connection_lost_at = -OUTAGE_SECONDS
         self._last_number = 0
@@ -75,7 +74,7 @@ class Custody:
     @property
     def held(self) -> int:
         """How many deliveries wait or lie with children."""
-        waiting = len(self.backlog) + len(self.suspects.waiting) + len(self._returned)
+        waiting = len(self.backlog) + len(self.suspects.waiting) + len(self.returned)
         return waiting + sum(len(slot.pending) for slot in self.slots)
 
     @property
@@ -106,7 +105,7 @@ class Custody:
         """These have arrived from the broker."""
         for delivery in deliveries:
             if delivery.redelivered:
-                self._returned.append(delivery)
+                self.returned.append(delivery)
             else:
                 self._place(delivery)
         self._judge()
@@ -136,7 +135,7 @@ class Custody:
         if not slot.ready or slot.stuck or slot.worn:
             return 0
         room = depth - len(slot.pending)
-        return min(room, self._most_tasks - slot.finished - len(slot.pending)) if self._most_tasks else room
+        return min(room, self.most_tasks - slot.finished - len(slot.pending)) if self.most_tasks else room
 
     def _next(self) -> Delivery | None:
         """The next delivery to run; what must not run is settled on the way."""
@@ -159,7 +158,7 @@ class Custody:
 
     def hear(self, slot: Slot) -> None:
         """Read what the slot's child has reported."""
-        for number, kind, microseconds, outcome in slot.reports():
+        for number, kind, microseconds, outcome, task, waited in slot.reports():
             if kind == READY:
                 slot.ready = slot.has_served = True
                 slot.failed_starts = 0
@@ -172,23 +171,20 @@ class Custody:
                 continue
             delivery = slot.pending.pop(number, None)
             if kind == SKIPPED:
-                if delivery is not None:
-                    self._return([delivery])
+                self._return([delivery] if delivery is not None else [])
                 continue
-            slot.stuck = False
-            slot.finished += 1
+            self.settler.vitals.ended(slot.ran(task), outcome, microseconds / 1e6, waited)
             self.pace.observe(microseconds / 1e6)
             # None cannot be: what was collected after a recall is skipped by the child. Its message is not ours to ack then.
             if delivery is not None:
-                self._end(delivery, outcome)
-        if slot.worn_out(self._most_tasks):
-            slot.worn = True
+                self._settle(delivery, outcome, microseconds)
+        slot.worn = slot.worn or slot.worn_out(self.most_tasks)
 
     def _let_begin(self, slot: Slot, number: int, begun: Outcome) -> None:
         """The child asks leave to begin: it gets it when that is recorded, or when of all copies of a tick this may run."""
         delivery = slot.pending.get(number)
         if delivery is not None and begun.record is None:
-            self.settler.ask(delivery, self._message(delivery), functools.partial(slot.answer, number))
+            self.settler.ask(delivery, self.message(delivery), functools.partial(slot.answer, number))
         elif delivery is None or delivery.tag is None:
             slot.answer(number, False)
         else:
@@ -211,9 +207,14 @@ class Custody:
             return
         seconds = max(0.0, time.monotonic() - slot.note.started)
         end = End(death, slot.note.terms(), seconds, condemned, slot.black_box())
-        self._end(victim, self._coroner.decide(victim.queue, self._message(victim), end, blame))
+        self._end(victim, self._coroner.decide(victim.queue, self.message(victim), end, blame))
 
     def _end(self, delivery: Delivery, outcome: Outcome) -> None:
+        self.settler.vitals.decided(outcome)
+        self._settle(delivery, outcome)
+
+    def _settle(self, delivery: Delivery, outcome: Outcome, microseconds: int = 0) -> None:
+        self.settler.tap.ended(delivery, outcome, microseconds)
         if delivery.tag is None:
             self.limbo.ended(delivery, outcome)
         else:
@@ -228,8 +229,8 @@ class Custody:
 
     def _judge(self) -> None:
         """Find out what the messages are that came back although nobody gave them back."""
-        while self._returned:
-            delivery = self._returned[0]
+        while self.returned:
+            delivery = self.returned[0]
             claim = self.limbo.claim(delivery)
             if isinstance(claim, Outcome):
                 self.settler.add(delivery, claim)
@@ -241,11 +242,11 @@ class Custody:
                 if outcome is None:
                     return
                 self._end(delivery, outcome)
-            self._returned.popleft()
+            self.returned.popleft()
 
     def _came_back(self, delivery: Delivery) -> Outcome | None:
         """What becomes of a message that came back unasked; None where that can't be found out now."""
-        message = self._message(delivery)
+        message = self.message(delivery)
         task_id = message.headers.get("id")
         kept, begun = None, False
         if isinstance(task_id, str):
@@ -253,7 +254,7 @@ class Custody:
                 [kept] = self.settler.store.fetch([task_id]) if self.settler.store is not None else [None]
             except BrokerError as error:
                 # It may be a task that runs at most once: without an answer it must not run. It is asked again.
-                logger.warning("backend_failed", error=str(error), waiting=len(self._returned))
+                logger.warning("backend_failed", error=str(error), waiting=len(self.returned))
                 return None
             begun = self._begun(task_id)
         self.suspects.beware(time.monotonic())
@@ -271,7 +272,7 @@ class Custody:
             in_long_task = any(slot.stuck for slot in self.slots)
             while suspects.waiting:
                 delivery = suspects.waiting.popleft()
-                if in_long_task and not suspects.overdue(message := self._message(delivery)):
+                if in_long_task and not suspects.overdue(message := self.message(delivery)):
                     self._end(delivery, suspects.passed_on(delivery.queue, message))
                 else:
                     self._give_back(delivery)
@@ -284,7 +285,7 @@ class Custody:
             self._give_back(suspects.waiting.pop())
         self.give_back_backlog()
         slot = next((slot for slot in self.slots if self._room(slot, 1) > 0), None)
-        if slot is None or self.settler.settlements or self._returned or not self.secure(suspects.waiting[0]):
+        if slot is None or self.settler.settlements or self.returned or not self.secure(suspects.waiting[0]):
             return
         self.backlog.append(suspects.waiting.popleft())
         suspect = self._next()
@@ -323,7 +324,7 @@ class Custody:
         times = [*self._recalled.values(), *self.suspects.times()]
         if any(slot.pending and not slot.stuck for slot in self.slots):
             times.append(now + STUCK / 2)
-        if self._returned or self.suspects.waiting:
+        if self.returned or self.suspects.waiting:
             times.append(now + STUCK)
         return min(times, default=None)
 
@@ -346,7 +347,7 @@ class Custody:
             self._give_back(self.suspects.waiting.popleft())
         if self._draining:
             # Unjudged, these must stay what they are: they are redelivered once the connection closes.
-            self._returned.clear()
+            self.returned.clear()
 
     def give_back_backlog(self) -> None:
         """Give back what waits for any child."""
@@ -354,7 +355,7 @@ class Custody:
             self._give_back(self.backlog.popleft())
 
     def _give_back(self, delivery: Delivery) -> None:
-        self._end(delivery, again("given back", delivery.queue, self._message(delivery), first=True))
+        self._end(delivery, again("given back", delivery.queue, self.message(delivery), first=True))
 
     def lose_connection(self, now: float) -> None:
         """The connection broke: nothing held can be acked any more; the broker delivers all of it again."""
@@ -374,7 +375,7 @@ class Custody:
             self.limbo.unbegun(delivery)
         self.backlog.clear()
         self.suspects.waiting.clear()
-        self._returned.clear()
+        self.returned.clear()
         self._recall(self.slots, now)
 
     # What operators say
@@ -388,10 +389,10 @@ class Custody:
 
     def _revoke(self, delivery: Delivery) -> None:
         """The task is not run, and that is its end."""
-        self._end(delivery, self._coroner.revoked(delivery.queue, self._message(delivery)))
+        self._end(delivery, self._coroner.revoked(delivery.queue, self.message(delivery)))
 
-    def _message(self, delivery: Delivery) -> Message:
-        """The message, decoded: only for what must be published again."""
+    def message(self, delivery: Delivery) -> Message:
+        """The message, decoded: only for what must be published again, and for rare questions."""
         try:
             return self._read(delivery.properties, delivery.body)
         except MessageError:

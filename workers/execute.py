@@ -22,7 +22,7 @@ from taskq.broker.interface import Decode, Delivery
 from taskq.builtin import builtins
 from taskq.config import Settings
 from taskq.errors import ArgumentRefused, Ignore, MessageError, Reject, Retry, SoftTimeLimitExceeded, Terminated
-from taskq.message import ALONE, RETURNS, SUSPECTED, TICK_COPY, UNKNOWN_SINCE, Message, Publication, undecodable
+from taskq.message import ALONE, RETURNS, SENT, SUSPECTED, TICK_COPY, UNKNOWN_SINCE, Message, Publication, undecodable
 from taskq.results.store import Record, Status
 from taskq.retry import RetryPolicy
 from taskq.serialization import plain_result
@@ -48,6 +48,9 @@ logger = log.get_logger("taskq.task")
 class Surroundings(Protocol):
     """What the run of a task needs of the process that it runs in."""
 
+    def met(self, task: str, waited: float) -> None:
+        """The message is of this task, which is known here, and has waited for so many seconds; below 0: nobody knows."""
+
     def may_begin(self, begun: Record) -> bool:
         """Have it recorded that the task begins; False if it must not."""
 
@@ -66,6 +69,9 @@ class Surroundings(Protocol):
 
 class Alone:
     """Surroundings without a supervisor: nobody enforces anything."""
+
+    def met(self, task: str, waited: float) -> None:
+        """Nobody counts."""
 
     def may_begin(self, begun: Record) -> bool:  # noqa: ARG002  # the protocol's signature
         """It may."""
@@ -86,11 +92,17 @@ class Alone:
         return False
 
 
+def task_names(tasks: Mapping[str, Task[..., Any]]) -> tuple[str, ...]:
+    """The application's tasks in the order in which children number them."""
+    return tuple(sorted(tasks))
+
+
 class Executor:
     """Runs deliveries in this process, one at a time."""
 
     def __init__(self, tasks: Mapping[str, Task[..., Any]], settings: Settings, read: Decode, worker: str) -> None:
         self.surroundings: Surroundings = Alone()
+        self.names = task_names(tasks)
         self._tasks = {**builtins(tasks), **tasks}
         self._settings = settings
         self._read = read
@@ -109,11 +121,14 @@ class Executor:
         except MessageError as error:
             return self._dead_letter(delivery.queue, message, "undecodable", str(error))
         now = time.time()
+        if task is not None:
+            self.surroundings.met(task.name, _waited(message, now))
         if call.expires is not None and call.expires <= now:
             return self._expired(call)
         if call.eta is not None and call.eta - now > ETA_TOLERANCE:
             logger.debug("task_delayed", task_id=call.attempt.id, task=call.attempt.task, seconds=round(call.eta - now, 3))
-            return Outcome("delayed", (Publication(delivery.queue, message, min(call.eta - now, LONGEST_DELAY)),))
+            later = message.with_headers(**{SENT: call.eta})
+            return Outcome("delayed", (Publication(delivery.queue, later, min(call.eta - now, LONGEST_DELAY)),))
         if task is None:
             return self._unknown(call, delivery.queue, now)
         try:
@@ -212,8 +227,9 @@ class Executor:
         delay = self._retry_delay(task, call, error)
         if delay is not None:
             logger.warning("task_retried", error=repr(cause), retries=attempt.retries + 1, retry_in=round(delay, 3))
-            eta = datetime.fromtimestamp(time.time() + delay, UTC).isoformat() if delay > 0 else None
-            copy = message.with_headers(retries=attempt.retries + 1, eta=eta)
+            again_at = time.time() + delay
+            eta = datetime.fromtimestamp(again_at, UTC).isoformat() if delay > 0 else None
+            copy = message.with_headers(retries=attempt.retries + 1, eta=eta, **{SENT: again_at})
             return Outcome("retried", (Publication(queue, copy, delay),))
         logger.error("task_failed", error=repr(cause), seconds=round(seconds, 6), exc_info=cause)
         raised = error if cause.__traceback__ is None else cause
@@ -329,6 +345,12 @@ class Executor:
             end = record(message, "FAILURE", described) if self._results else None
         outcome = dead_letter(queue, message, reason, detail, worker=self._worker, end=end, traceback=text)
         return ended_badly(outcome, message, described, self._route, traceback=text)
+
+
+def _waited(message: Message, now: float) -> float:
+    """How long the message could have run before, in seconds; below 0 where it does not say since when."""
+    sent = message.headers.get(SENT)
+    return max(0.0, now - sent) if isinstance(sent, int | float) and math.isfinite(sent) else -1.0
 
 
 def _below_ours(trace: TracebackType | None) -> TracebackType | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from taskq.workers import blackbox
-from taskq.workers.zygote import START, Report
+from taskq.workers.zygote import START, Ready, Report
 
 _CHUNK = 65_536
 
@@ -42,28 +42,40 @@ class Death:
             return ""
         return signal.Signals(self.signal).name if self.signal in _SIGNALS else f"signal {self.signal}"
 
+    @property
+    def cause(self) -> str:
+        """The signal's name or the exit code, in words."""
+        return self.signal_name or f"exit code {self.exit_code}"
+
     def __str__(self) -> str:
         memory = f", {self.peak_memory / 2**20:.0f} MiB at its peak" if self.peak_memory else ""
         circumstances = f", {self.circumstances}" if self.circumstances else ""
-        return f"{self.signal_name or f'exit code {self.exit_code}'}{memory}{circumstances}"
+        return f"{self.cause}{memory}{circumstances}"
 
 
 _SIGNALS = frozenset(map(int, signal.Signals))
 
 
 class Launcher:
-    """One zygote process, seen from the supervisor. The supervisor itself never forks."""
+    """One zygote process, seen from the supervisor. The supervisor itself never forks.
 
-    def __init__(self, spec: str, command_line: str, notes: int, worker: str) -> None:
+    It works in ``folder``, or where the supervisor does if there is no such folder any more.
+    """
+
+    def __init__(self, spec: str, command_line: str, notes: int, worker: str, folder: str | None = None) -> None:
         self.control, theirs = socket.socketpair()
         with theirs:
             arguments = [spec, command_line, str(theirs.fileno()), str(notes), worker, str(os.getpid())]
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "taskq.workers.zygote", *arguments], pass_fds=(theirs.fileno(), notes)
+                [sys.executable, "-m", "taskq.workers.zygote", *arguments],
+                pass_fds=(theirs.fileno(), notes),
+                cwd=folder if folder and os.path.isdir(folder) else None,
             )
         self._buffer = b""
         self._decoder = msgspec.json.Decoder(Report)
         self.lost = False
+        #: The tasks of the application that it has imported, in the order in which its children number them.
+        self.tasks: tuple[str, ...] = ()
 
     def fileno(self) -> int:
         """The control socket, readable when ``reports`` has something."""
@@ -77,7 +89,11 @@ class Launcher:
             chunk = b""
         self.lost = not chunk
         *lines, self._buffer = (self._buffer + chunk).split(b"\n")
-        return [self._decoder.decode(line) for line in lines]
+        reports = [self._decoder.decode(line) for line in lines]
+        for report in reports:
+            if isinstance(report, Ready):
+                self.tasks = report.tasks
+        return reports
 
     def start_child(self, index: int) -> tuple[socket.socket, int]:
         """Ask for a child; returns the supervisor's end of its pipe, and its black box.
@@ -96,9 +112,19 @@ class Launcher:
                 raise
         return mine, box
 
+    def hang_up(self) -> None:
+        """Have the zygote end by itself."""
+        self.control.close()
+
+    def has_ended(self, *, kill: bool) -> bool:
+        """Whether the process is gone, which ``kill`` brings about."""
+        if kill:
+            self.process.kill()
+        return self.process.poll() is not None
+
     def close(self, timeout: float) -> None:
         """Have the zygote end, at the latest after ``timeout`` seconds."""
-        self.control.close()
+        self.hang_up()
         try:
             self.process.wait(timeout)
         except subprocess.TimeoutExpired:

@@ -39,6 +39,11 @@ class Limits:
         self._kill_at: dict[Slot, float] = {}
         self._look_at = 0.0
 
+    def follow(self, settings: Settings) -> None:
+        """These settings hold from here on."""
+        self._guard.memory_limit = settings.memory_limit
+        self._most_memory = settings.max_memory_per_child
+
     def enforce(self, now: float) -> float | None:
         """Interrupt and kill what is due; returns when to come again, or None."""
         times = [when for slot in self._slots if (when := self._enforce(slot, now)) < math.inf]
@@ -105,7 +110,7 @@ class Limits:
         children = {slot.index: slot.process_id for slot in self._slots if slot.process_id is not None}
         running = [slot.index for slot in self._slots if slot.running()]
         for excess in self._guard.look(children, running, now):
-            slot = self._slots[excess.index]
+            [slot] = [slot for slot in self._slots if slot.index == excess.index]
             if (number := slot.running()) and (slot.condemned is None or slot.condemned.number != number):
                 logger.warning("memory_limit_reached", slot=slot.index, pid=slot.process_id, resident=excess.resident)
                 self._condemn(slot, Condemned(number, "memory limit", excess.why), now)

@@ -40,21 +40,21 @@ class MemoryGuard:
     """Watches the children against ``memory_limit`` (bytes for each, 0: none) and the limit of the control group."""
 
     def __init__(self, memory_limit: int, group: Group | None) -> None:
-        self._memory_limit = memory_limit
+        self.memory_limit = memory_limit
         self._group = group
         self._named: dict[int, float] = {}
 
     @property
     def interval(self) -> float | None:
         """How often to look, in seconds; None where nothing is limited."""
-        return LOOK_SECONDS if self._memory_limit or self._group else None
+        return LOOK_SECONDS if self.memory_limit or self._group else None
 
     def look(self, children: Mapping[int, int], running: Collection[int], now: float) -> list[Excess]:
         """Which of the ``children`` (slot to process id) must be killed; only the ``running`` slots are considered."""
         dying = {pid: since for pid, since in self._named.items() if pid in children.values() and now - since < DEATH_SECONDS}
         self._named = dying
         candidates = {index: resident(children[index]) for index in running if children.get(index, 0) not in {0, *dying}}
-        found = [_over_own_limit(index, size, self._memory_limit) for index, size in candidates.items() if self._too_big(size)]
+        found = [_over_own_limit(index, size, self.memory_limit) for index, size in candidates.items() if self._too_big(size)]
         if self._group is not None and candidates and not found and not dying:
             found = _largest_of_full_group(self._group, candidates)
         for excess in found:
@@ -62,7 +62,7 @@ class MemoryGuard:
         return found
 
     def _too_big(self, size: int) -> bool:
-        return 0 < self._memory_limit < size
+        return 0 < self.memory_limit < size
 
 
 def _over_own_limit(index: int, size: int, limit: int) -> Excess:

@@ -14,50 +14,51 @@ import fcntl
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from taskq import log
 from taskq.config import state_database
+from taskq.errors import ConfigurationError
 from taskq.workers import note
 
 #: For how long the file of a dead worker is kept, in seconds.
 KEPT = 86_400.0
 
-logger = log.get_logger("taskq.obituary")
-
 
 class Register:
     """The notes of one worker, for its children, and those of the dead.
 
-    ``descriptor`` is what the children inherit. Where the state directory can't be written, the notes are in memory alone, and
-    nobody learns what this worker was running.
+    ``descriptor`` is what the children inherit. Where there is no state directory, or it can't be written, the notes are in
+    memory alone, and nobody learns what this worker was running.
     """
 
     def __init__(self, slots: int, folder: Path | None = None) -> None:
-        self._folder = folder or state_database().parent / "workers"
-        self._path = self._folder / f"{uuid.uuid4().hex}.notes"
-        self._dead: dict[str, frozenset[str]] = {}
+        self._folder: Path | None = None
+        #: Why there is none, in words; empty if there is one.
+        self.trouble = ""
+        self._dead: dict[Path, frozenset[str]] = {}
         self._lock = -1
         try:
+            self._folder = folder or state_database().parent / "workers"
+            self._path = self._folder / f"{uuid.uuid4().hex}.notes"
             self._folder.mkdir(parents=True, exist_ok=True)
             self.descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             # Opened anew: a lock belongs to the opening, and the children, who inherit the other, must not keep it.
             self._lock = os.open(self._path, os.O_RDWR)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(self.descriptor, slots * note.SIZE)
-        except OSError as error:
-            logger.info("no_obituaries", folder=str(self._folder), error=error.strerror)
+        except (OSError, ConfigurationError) as error:
+            self.trouble = str(error)
             self.descriptor = note.create(slots)
         self._forget_old()
 
     def begun(self, task_id: str) -> bool:
         """Whether a worker that died on this machine was running the task at that moment. Each death is told of once."""
-        for path in self._folder.glob("*.notes"):
-            if path.name not in self._dead and (tasks := _last_tasks(path)) is not None:
-                self._dead[path.name] = frozenset(tasks)
-        told = [name for name, tasks in self._dead.items() if task_id in tasks and _tell(self._folder / name, task_id)]
+        for path in self._all():
+            if path not in self._dead and (tasks := _last_tasks(path)) is not None:
+                self._dead[path] = frozenset(tasks)
+        told = [path for path, tasks in self._dead.items() if task_id in tasks and _tell(path, task_id)]
         return bool(told)
 
     def close(self) -> None:
@@ -67,8 +68,12 @@ class Register:
             os.close(self._lock)
             self._lock = -1
 
+    def _all(self) -> Iterable[Path]:
+        """The files of all workers of this user, the living and the dead."""
+        return () if self._folder is None else self._folder.glob("*.notes")
+
     def _forget_old(self) -> None:
-        for path in self._folder.glob("*.notes"):
+        for path in self._all():
             with suppress(FileNotFoundError):  # another worker was faster
                 if time.time() - path.stat().st_mtime > KEPT and _last_tasks(path) is not None:
                     path.unlink()
@@ -102,7 +107,8 @@ def _if_dead(path: Path) -> Iterator[int | None]:
     """The file, locked, if its worker is dead and nobody else is reading in it; else None."""
     try:
         descriptor = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
+    except OSError:
+        # Gone meanwhile, or another user's, or on a disk that can't be written any more: nothing that could be told once only.
         yield None
         return
     try:

@@ -20,6 +20,11 @@ class Orders:
         """The paused queues."""
         return frozenset(self._standing.paused)
 
+    @property
+    def revoked(self) -> tuple[str, ...]:
+        """The ids of the revoked tasks."""
+        return tuple(self._standing.revoked)
+
     def forget(self) -> None:
         """A new connection will say anew all that stands."""
         self._standing = Standing()

@@ -24,6 +24,7 @@ from taskq.message import (
     DEAD_WORKER,
     DELIVERIES,
     HISTORY,
+    SENT,
     Message,
     Publication,
     dead_letter_queue,
@@ -136,7 +137,9 @@ def with_attempt(message: Message, worker: str, started: float, seconds: float, 
 
 def again(event: Event, queue: str, message: Message, *, delay: float = 0.0, first: bool = False, **headers: Any) -> Outcome:
     """The message goes back to its queue with these headers; what it says of its crashes and attempts goes along."""
-    copy = message.with_headers(**{DELIVERIES: message.count(DELIVERIES) + 1}, **headers)
+    # What is given back has been waiting all the time.
+    waits = {} if event == "given back" else {SENT: time.time() + delay}
+    copy = message.with_headers(**{DELIVERIES: message.count(DELIVERIES) + 1}, **waits, **headers)
     return Outcome(event, (Publication(queue, copy, delay, first),))
 
 

@@ -14,10 +14,10 @@ _WEIGHT = 0.05
 
 
 class Pace:
-    """Knows how long tasks take here, from those that ended."""
+    """Knows how long tasks take here, from those that ended. ``most`` bounds the depth."""
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self.most = most
         self._average = AHEAD
 
     def observe(self, seconds: float) -> None:
@@ -27,7 +27,7 @@ class Pace:
     @property
     def depth(self) -> int:
         """How many deliveries a child is given at most."""
-        return max(1, min(self._most, int(AHEAD / max(self._average, 1e-6))))
+        return max(1, min(self.most, int(AHEAD / max(self._average, 1e-6))))
 
 
 def worth_a_change(current: int, wanted: int) -> bool:

@@ -20,10 +20,16 @@ from taskq.workers.outcome import SUCCEEDED, Outcome
 #: number, kind, redelivered, then the lengths of the queue's name, the properties and the body.
 _INWARD = struct.Struct("<QB?HII")
 _DELIVERY, _GRANTED, _DENIED = range(3)
-#: number, kind, microseconds that the task ran, length of the encoded outcome.
-_REPORT = struct.Struct("<QBII")
+#: number, kind, microseconds that the task ran (0: it did not), length of the encoded outcome, the task's number, seconds that
+#: the message had waited.
+_REPORT = struct.Struct("<QBIIHf")
 READY, SKIPPED, DONE, OUTCOME, ASKED, BEGUN = range(6)
+#: What is the last that a child says of a delivery.
+LAST_WORDS = frozenset({SKIPPED, DONE, OUTCOME})
 _CHUNK = 1 << 18
+
+#: Stands for a wait that nobody knows.
+UNKNOWN = -1.0
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Outcome)
@@ -88,24 +94,38 @@ class Inbox:
             self._buffer, self._position = buffer[self._position :] + chunk, 0
 
 
-def pack_report(number: int, kind: int, microseconds: int = 0, outcome: Outcome = SUCCEEDED) -> bytes:
-    """What the child reports; an outcome with nothing to publish or record is just a number."""
+#: number, kind, microseconds, outcome, task, waited.
+Report = tuple[int, int, int, Outcome, int, float]
+
+
+def pack_report(
+    number: int,
+    kind: int,
+    microseconds: int = 0,
+    outcome: Outcome = SUCCEEDED,
+    task: int = 0,
+    waited: float = UNKNOWN,
+) -> bytes:
+    """What the child reports; an outcome with nothing to publish or record is just a number.
+
+    ``task`` is the place of the task's name, from 1, in the list that the zygote has reported; 0 where it is not there.
+    """
     if outcome is SUCCEEDED:
-        return _REPORT.pack(number, kind, microseconds, 0)
+        return _REPORT.pack(number, kind, microseconds, 0, task, waited)
     payload = _encoder.encode(outcome)
-    return _REPORT.pack(number, OUTCOME if kind == DONE else kind, microseconds, len(payload)) + payload
+    return _REPORT.pack(number, OUTCOME if kind == DONE else kind, microseconds, len(payload), task, waited) + payload
 
 
-def unpack_reports(buffer: bytes) -> tuple[list[tuple[int, int, int, Outcome]], bytes]:
-    """The whole reports in the buffer as (number, kind, microseconds, outcome), and the rest of the buffer."""
+def unpack_reports(buffer: bytes) -> tuple[list[Report], bytes]:
+    """The whole reports in the buffer, and the rest of the buffer."""
     reports = []
     position, size, head = 0, len(buffer), _REPORT.size
     while size - position >= head:
-        number, kind, microseconds, length = _REPORT.unpack_from(buffer, position)
+        number, kind, microseconds, length, task, waited = _REPORT.unpack_from(buffer, position)
         end = position + head + length
         if size < end:
             break
         outcome = _decoder.decode(buffer[position + head : end]) if length else SUCCEEDED
-        reports.append((number, kind, microseconds, outcome))
+        reports.append((number, kind, microseconds, outcome, task, waited))
         position = end
     return reports, buffer[position:]

@@ -17,6 +17,8 @@ import uuid
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from queue import Empty, SimpleQueue
+from typing import NamedTuple
 
 import msgspec
 
@@ -54,11 +56,18 @@ BATCH = 20
 logger = log.get_logger("taskq.scheduler")
 
 
-def _check(settings: Settings, schedules: Collection[Schedule]) -> None:
+class Timetable(NamedTuple):
+    """What there is to see to. ``routes`` says which queues tasks go to whose calls name none, by the task's name."""
+
+    settings: Settings
+    schedules: Sequence[Schedule]
+    routes: Mapping[str, str]
+
+
+def check(settings: Settings, schedules: Collection[Schedule]) -> None:
+    """Raise ``ConfigurationError`` where the backend cannot remember what was sent."""
     names = [schedule.name for schedule in schedules]
-    if not names:
-        raise ConfigurationError("the application has no schedules; app.schedule(...) makes one")
-    if not settings.keeps_results:
+    if names and not settings.keeps_results:
         raise ConfigurationError(
             f"schedules ({', '.join(names)}) need a result backend that remembers what was sent, which {settings.backend!r}"
             " does not; give backend= an sqlite, redis or postgresql URL, or run this worker with --no-scheduler"
@@ -139,23 +148,16 @@ class Entry:
 
 
 class Scheduler:
-    """Sends the ticks of these schedules; ``app`` is the application's name, ``worker`` this worker's.
+    """Sends the ticks of these schedules; ``app`` is the application's name, ``worker`` this worker's."""
 
-    ``routes`` says which queues tasks go to whose calls name none, by the task's name.
-    """
-
-    def __init__(
-        self, settings: Settings, app: str, schedules: Collection[Schedule], routes: Mapping[str, str], worker: str
-    ) -> None:
-        _check(settings, schedules)
-        self._settings = settings
-        self._routes = routes
-        self._entries = [Entry(app, schedule) for schedule in schedules]
+    def __init__(self, app: str, timetable: Timetable, worker: str) -> None:
+        check(timetable.settings, timetable.schedules)
+        self._app = app
+        self._turn_to(timetable)
         self._leadership = Leadership(app, worker, time.time())
-        self._led = False
         self._connected: Connected | None = None
         self._failing = False
-        self._stop = threading.Event()
+        self._orders: SimpleQueue[Timetable | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="taskq-scheduler", daemon=True)
 
     def start(self) -> None:
@@ -163,14 +165,35 @@ class Scheduler:
         logger.info("scheduler_started", schedules=len(self._entries))
         self._thread.start()
 
+    def follow(self, timetable: Timetable) -> None:
+        """See to this from the next turn on, which begins at once. Raises ``ConfigurationError`` where that is impossible."""
+        check(timetable.settings, timetable.schedules)
+        self._orders.put(timetable)
+
     def stop(self) -> None:
         """End, and let another one lead at once; waits for what is under way."""
-        self._stop.set()
+        self._orders.put(None)
         self._thread.join(3 * SEND_SECONDS)
+
+    def _turn_to(self, timetable: Timetable) -> None:
+        self._settings, schedules, self._routes = timetable
+        self._entries = [Entry(self._app, schedule) for schedule in schedules]
+        # What stands in the ledger is read again.
+        self._led = False
+
+    def _stops(self, seconds: float) -> bool:
+        """Wait so long, or until there is an order; returns whether it is to end."""
+        try:
+            order = self._orders.get(timeout=seconds)
+        except Empty:
+            return False
+        if order is not None:
+            self._turn_to(order)
+        return order is None
 
     def _run(self) -> None:
         wait = 0.0
-        while not self._stop.wait(wait):
+        while not self._stops(wait):
             try:
                 wait = self._turn()
             except TaskqError as error:

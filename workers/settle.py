@@ -12,6 +12,7 @@ then the chord is closed, and only then is that member's message acked.
 from __future__ import annotations
 
 import math
+import select
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -27,9 +28,13 @@ from taskq.results.rpc import reply
 from taskq.results.store import Gathering, Record, ResultStore
 from taskq.workers.ending import chord_ended
 from taskq.workers.outcome import Flow, Outcome
+from taskq.workers.tap import Tap
+from taskq.workers.vitals import Vitals
 
 #: How long the broker may take to confirm a follow-up, in seconds; then the connection counts as broken.
 CONFIRM_SECONDS = 30.0
+#: How long the last settling may take, in seconds.
+LAST_SETTLING = 5.0
 #: After how many seconds a chord is asked again whose claim is with somebody else.
 CONTESTED_SECONDS = 0.5
 
@@ -37,7 +42,9 @@ logger = log.get_logger("taskq.settle")
 
 
 class Settlement:
-    """An outcome on its way to take effect. ``published_at`` is when its follow-ups went out, in monotonic seconds.
+    """An outcome on its way to take effect.
+
+    ``since`` is when it came about, and ``published_at`` when its follow-ups went out, in monotonic seconds.
 
     With ``then``, the outcome is a beginning: the message stays unacked, and the record stored is told by ``then(True)``.
     ``stages`` are the outcomes still to take effect: the delivery's own, then those of the ``chords`` that it has completed.
@@ -45,12 +52,13 @@ class Settlement:
     it. It is not looked at before ``due``.
     """
 
-    __slots__ = ("chords", "delivery", "due", "outcome", "published_at", "receipt", "stages", "then")
+    __slots__ = ("chords", "delivery", "due", "outcome", "published_at", "receipt", "since", "stages", "then")
 
     def __init__(self, delivery: Delivery, outcome: Outcome, then: Callable[[bool], None] | None = None) -> None:
         self.delivery = delivery
         self.outcome = outcome
         self.then = then
+        self.since = time.monotonic()
         self.begin_anew()
 
     def begin_anew(self) -> None:
@@ -83,8 +91,12 @@ class Question(NamedTuple):
 class Settler:
     """Holds the outcomes that have not yet taken effect."""
 
-    def __init__(self, store: ResultStore | None, route: Route, worker: str, *, replies: bool = False) -> None:
+    def __init__(
+        self, store: ResultStore | None, route: Route, worker: str, vitals: Vitals | None = None, *, replies: bool = False
+    ) -> None:
         self.store = store
+        self.vitals = Vitals(time.monotonic()) if vitals is None else vitals
+        self.tap = Tap()
         self._replies = replies
         self.settlements: list[Settlement] = []
         self.notes: list[Record] = []
@@ -133,7 +145,7 @@ class Settler:
                 active = [settlement for settlement in self.settlements if settlement.stages and settlement.due <= now]
                 while active:
                     self._publish(consumer, active)
-                    done = [settlement for settlement in active if _confirmed(settlement, refusals)]
+                    done = [settlement for settlement in active if self._confirmed(settlement, refusals)]
                     active = self._record(done, now)
                     finished += [settlement for settlement in done if not settlement.stages]
                 self._close([chord for settlement in finished for chord in settlement.chords])
@@ -150,12 +162,27 @@ class Settler:
                     settlement.await_nothing()
             raise
         self._remove(finished)
+        now = time.monotonic()
         for settlement in finished:
             if settlement.then is not None:
                 settlement.then(True)
+            else:
+                self.vitals.settlements.observe(now - settlement.since)
         self._answer()
         if refusals:
             raise refusals[0]
+
+    def settle_the_rest(self, consumer: Consumer) -> None:
+        """Settle what is left, follow-ups confirmed as ever: a copy without the ack of its original would be a second task."""
+        deadline = time.monotonic() + LAST_SETTLING
+        try:
+            self.settle(consumer)
+            while self.settlements and time.monotonic() < deadline:
+                select.select([consumer.fileno()], [], [], 0.1)
+                consumer.receive()
+                self.settle(consumer)
+        except BrokerError as error:
+            logger.error("broker_failed", error=str(error), unsettled=len(self.settlements))
 
     def _answer(self) -> None:
         while self.questions and self.store is not None:
@@ -186,6 +213,20 @@ class Settler:
             return stage.publish
         records = (stage.record, *(stage.flow.records if stage.flow is not None else ()))
         return (*stage.publish, *(sent for record in records if record is not None and (sent := reply(record)) is not None))
+
+    def _confirmed(self, settlement: Settlement, refusals: list[BrokerError]) -> bool:
+        """Whether the broker has taken what follows; what it refused goes out again in the next pass."""
+        if settlement.receipt is None:
+            return True
+        try:
+            confirmed = settlement.receipt.confirmed
+        except BrokerError as refusal:
+            settlement.receipt = None
+            refusals.append(refusal)
+            return False
+        if confirmed:
+            self.vitals.confirmations.observe(time.monotonic() - settlement.published_at)
+        return confirmed
 
     def _record(self, done: Sequence[Settlement], now: float) -> list[Settlement]:
         """Store what these have to record, and take them a stage further; returns those that can go on at once."""
@@ -258,13 +299,3 @@ class Settler:
 
 def _ask_again(member: Member) -> Outcome:
     return Outcome("gathered", flow=Flow(members=(member,)))
-
-
-def _confirmed(settlement: Settlement, refusals: list[BrokerError]) -> bool:
-    """Whether the broker has taken what follows; what it refused goes out again in the next pass."""
-    try:
-        return settlement.receipt is None or settlement.receipt.confirmed
-    except BrokerError as refusal:
-        settlement.receipt = None
-        refusals.append(refusal)
-        return False

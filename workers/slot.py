@@ -6,13 +6,14 @@ import contextlib
 import os
 import signal
 import socket
+from collections.abc import Sequence
 
 from taskq.broker.interface import Delivery
 from taskq.workers import blackbox
 from taskq.workers.crashes import Condemned
+from taskq.workers.launcher import Launcher
 from taskq.workers.note import Note
-from taskq.workers.outcome import Outcome
-from taskq.workers.pipe import pack_answer, pack_delivery, unpack_reports
+from taskq.workers.pipe import LAST_WORDS, Report, pack_answer, pack_delivery, unpack_reports
 from taskq.workers.signals import DUMP_SIGNAL, SOFT_SIGNAL
 
 _CHUNK = 1 << 18
@@ -24,6 +25,7 @@ class Slot:
     def __init__(self, index: int, note: Note) -> None:
         self.index = index
         self.note = note
+        self.zygote: Launcher | None = None
         self.pipe: socket.socket | None = None
         self.box: int | None = None
         self.process_id: int | None = None
@@ -33,28 +35,35 @@ class Slot:
         self.blocked = False
         self.ended = False
         self.has_served = False
+        #: The child is given nothing more, and is retired when it has done what it was given.
         self.worn = False
+        #: The slot itself goes then.
+        self.leaving = False
         self.condemned: Condemned | None = None
         self.interrupted = 0
         self.pending: dict[int, Delivery] = {}
         self.finished = 0
+        self.tasks: Sequence[str] = ()
         self.failed_starts = 0
         self._recalled = 0
+        self._unanswered = 0
         self._inbound = b""
         self._outbound: list[bytes] = []
 
-    def open(self, pipe: socket.socket, box: int) -> None:
-        """A child was asked for; it reads from the other end of this pipe and has this black box."""
+    def open(self, zygote: Launcher, pipe: socket.socket, box: int) -> None:
+        """The zygote was asked for a child; that reads from the other end of this pipe and has this black box."""
         self.note.clear()
+        self.zygote = zygote
         self.pipe = pipe
         self.box = box
+        self.tasks = zygote.tasks
         self.process_id = None
         self.stopped_at = None
         self.ready = self.stuck = self.blocked = self.ended = self.worn = False
         self.condemned = None
         self.interrupted = 0
         self.finished = 0
-        self._recalled = 0
+        self._recalled = self._unanswered = 0
         self._inbound = b""
         self._outbound = []
 
@@ -66,6 +75,7 @@ class Slot:
     def give(self, number: int, delivery: Delivery) -> None:
         """Queue the delivery for the child; ``flush`` sends it."""
         self.pending[number] = delivery
+        self._unanswered += 1
         self._outbound.append(pack_delivery(number, delivery))
 
     def answer(self, number: int, granted: bool) -> None:
@@ -87,7 +97,7 @@ class Slot:
         self._outbound = [data[sent:]] if sent < len(data) else []
         return not self._outbound
 
-    def reports(self) -> list[tuple[int, int, int, Outcome]]:
+    def reports(self) -> list[Report]:
         """What the child has reported; a dead child's last reports are read just the same."""
         if self.pipe is None:
             return []
@@ -104,7 +114,22 @@ class Slot:
             if len(chunk) < _CHUNK:
                 break
         reports, self._inbound = unpack_reports(b"".join(chunks))
+        self._unanswered -= sum([report[1] in LAST_WORDS for report in reports])
         return reports
+
+    @property
+    def idle(self) -> bool:
+        """Whether the child has nothing before it: not even recalled deliveries, which it has yet to see recalled.
+
+        Only such a child may be retired. Its successor's note lies where its own does, so it must not look there any more.
+        """
+        return not (self.pending or self._unanswered)
+
+    def ran(self, task: int) -> str:
+        """The child has done with a delivery; returns the name of the task with this number, empty where there is none."""
+        self.stuck = False
+        self.finished += 1
+        return self.tasks[task - 1] if 0 < task <= len(self.tasks) else ""
 
     def running(self) -> int:
         """The number of the delivery whose task the child is in, or 0."""

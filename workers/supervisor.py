@@ -6,11 +6,12 @@ It imports no application code and never forks, so nothing that a task does can 
 
     SIGTERM, SIGINT    stop fetching, take back what has not begun, let tasks run for ``grace`` seconds, then kill and give back
     a second one       do so at once
+    SIGHUP             take the application's new code in, see ``reload``
+    SIGTTIN, SIGTTOU   one child more, one child less
 """
 
 from __future__ import annotations
 
-import select
 import selectors
 import signal
 import time
@@ -27,26 +28,32 @@ from taskq.workers import note
 from taskq.workers.children import Children
 from taskq.workers.crashes import Blame, Coroner
 from taskq.workers.custody import Custody
+from taskq.workers.desk import Desk
 from taskq.workers.launcher import Death, Launcher
 from taskq.workers.limits import Limits
 from taskq.workers.link import Link
+from taskq.workers.notify import Notifier
 from taskq.workers.obituary import Register
 from taskq.workers.pace import worth_a_change
+from taskq.workers.rate import Rate
+from taskq.workers.reload import Reloader
 from taskq.workers.settle import Settler
 from taskq.workers.slot import Slot
+from taskq.workers.vitals import Vitals
 from taskq.workers.wakeup import Signals
-from taskq.workers.watchdog import Watchdog
+from taskq.workers.watchdog import Watchdog, given_up
+from taskq.workers.zygote import Ready
 
 #: How long the loop pauses while all children have enough to do, in seconds.
 PAUSE = 0.001
+#: How often the loop turns at least, in seconds: it is a sign of life.
+PULSE = 1.0
 #: How long after a failed settling the next one is tried, in seconds.
 SETTLE_AGAIN = 0.5
 #: How many tasks more may end while the first of their ends can't be stored.
 MOST_UNSETTLED = 1000
 #: How long children get to end once they have nothing more to do, in seconds.
 CHILD_EXIT_SECONDS = 5.0
-#: How long the last settling may take, in seconds.
-LAST_SETTLING = 5.0
 #: How often results over their time to live are forgotten, in seconds.
 EXPIRE_EVERY = 60.0
 
@@ -54,7 +61,10 @@ logger = log.get_logger("taskq.supervisor")
 
 
 class Supervisor:
-    """A worker's parent process, from the imported application to the exit."""
+    """A worker's parent process, from the imported application to the exit. ``children`` are its own before it runs."""
+
+    children: Children
+    reloader: Reloader
 
     def __init__(
         self,
@@ -64,26 +74,22 @@ class Supervisor:
         register: Register,
         signals: Signals,
         routes: Mapping[str, str],
+        notifier: Notifier,
     ) -> None:
         self.settings = settings
         self.queues = queues
         self.worker = worker
         self.selector = selectors.DefaultSelector()
-        self.slots = [Slot(index, note.Note(register.descriptor, index)) for index in range(settings.concurrency)]
-
-        def route(task: str) -> str:
-            return routes.get(task, settings.default_queue)
-
-        self.settler = Settler(None, route, worker, replies=settings.replies)
-        self.custody = Custody(
-            self.slots,
-            self.settler,
-            settings,
-            broker.decoder(settings),
-            broker.identifier(settings),
-            register.begun,
-            Coroner(settings, worker, route),
-        )
+        self.routes = routes
+        self.register = register
+        self.slots = [self.new_slot(index) for index in range(settings.concurrency)]
+        self.vitals = Vitals(time.monotonic())
+        self.notifier = notifier
+        self.rate = Rate(time.monotonic())
+        self.settler = Settler(None, self.route, worker, self.vitals, replies=settings.replies)
+        self.coroner = Coroner(settings, worker, self.route)
+        read, identify = broker.decoder(settings), broker.identifier(settings)
+        self.custody = Custody(self.slots, self.settler, settings, read, identify, register.begun, self.coroner)
         self.limits = Limits(self.slots, settings)
         self.consumer: Consumer | None = None
         self.fatal: TaskqError | None = None
@@ -93,6 +99,7 @@ class Supervisor:
         self.settling_failed = False
         self.kill_at: float | None = None
         self.signals = signals
+        self.desk: Desk[Supervisor] = Desk(signals.wake_loop)
         self.watch(signals.wake, self.woken)
         self.watchdog = Watchdog(settings, broker.open_session, queues, signals.wake_loop, time.monotonic())
         self.link = Link(lambda: broker.open_consumer(settings, queues), settings.broker, signals.wake_loop)
@@ -101,15 +108,27 @@ class Supervisor:
         """Have ``act`` called when ``what`` is readable."""
         self.selector.register(what, selectors.EVENT_READ, act)
 
+    def unwatch(self, what: Any) -> None:
+        """Not any more."""
+        self.selector.unregister(what)
+
+    def new_slot(self, index: int) -> Slot:
+        """The place for a child, with its note in the register."""
+        return Slot(index, note.Note(self.register.descriptor, index))
+
+    def route(self, task: str) -> str:
+        """The queue of a task by its name, where a call names none."""
+        return self.routes.get(task, self.settings.default_queue)
+
     @property
     def stopping(self) -> bool:
         """Whether a signal has begun the end."""
         return self.kill_at is not None
 
-    def run(self, children: Children) -> int:
+    def run(self, reloader: Reloader) -> int:
         """Serve until a signal or an error that no retry mends; returns the exit code."""
-        self.children = children
-        self.zygote_started(children.launcher)
+        self.reloader = reloader
+        self.zygote_started(self.children.launcher)
         self.link.connect()
         now = time.monotonic()
         while not self.done(now):
@@ -125,21 +144,25 @@ class Supervisor:
 
     def turn(self, now: float) -> float:
         """Everything that is due; returns in how many seconds at the latest the next turn is."""
-        for slot in self.slots:
-            if slot.worn and not slot.pending:
-                self.children.retire(slot, now)
+        self.vitals.turned(now, self.slots, held=self.custody.held, failing=self.settling_failed)
+        self.rate.mark(now, self.vitals)
+        for slot in [slot for slot in self.slots if slot.worn and slot.idle]:
+            self.children.retire(slot, now)
+        self.reloader.look(now)
         times = [self.children.start_missing(now), self.limits.enforce(now), self.custody.relieve(now)]
+        times += [now + PULSE, self.notifier.beat(now, self.vitals)]
         if self.consumer is not None:
             try:
                 times.append(self.exchange(self.consumer, now))
             except ConnectionLost as error:
                 self.lose(self.consumer, error)
         self.custody.feed()
+        self.settler.tap.look(self.slots)
         for slot in self.slots:
             self.flush(slot)
         if self.kill_at is not None:
             times.append(self.kill_at)
-        return max(0.0, min((when for when in times if when is not None), default=now + 60.0) - now)
+        return max(0.0, min(when for when in times if when is not None) - now)
 
     def flush(self, slot: Slot) -> None:
         """Send the slot's child what its pipe takes; a full pipe calls again when it takes more."""
@@ -155,11 +178,14 @@ class Supervisor:
         if window and self.settling_failed:
             # Tasks go on while their ends cannot be stored, but the worker must not take in without end.
             window += min(len(self.settler.settlements), MOST_UNSETTLED)
-        if worth_a_change(self.window, window) or (self.settling_failed and window > self.window):
+        # A slot with nothing to do is reason enough to ask for more.
+        if worth_a_change(self.window, window) or (window > self.window and (self.settling_failed or self.custody.idle)):
             self.window = window
             consumer.set_window(window)
         try:
             arrived = consumer.receive()
+            self.vitals.arrived(arrived, now)
+            self.settler.tap.received(arrived)
             self.custody.take(arrived)
             if controls := consumer.controls():
                 self.obey(consumer, controls, now)
@@ -178,14 +204,13 @@ class Supervisor:
     def watch_for_deafness(self, delivered: int, now: float) -> None:
         """Where messages wait and slots are free, and nothing comes: connect anew, and if that does not help, give up."""
         free = self.custody.idle and not self.stopping and not self.settling_failed
-        match self.watchdog.observe(now, free_slots=free, delivered=delivered):
+        verdict = self.watchdog.observe(now, free_slots=free, delivered=delivered)
+        self.vitals.deaf = self.watchdog.deaf
+        match verdict:
             case "reconnect":
                 raise ConnectionLost("messages wait, slots are free, and nothing is delivered")
             case "give up":
-                self.fatal = ConnectionLost(
-                    f"{masked(self.settings.broker)} delivers nothing although messages wait and slots are free, not even on "
-                    "new connections; the worker ends, so that whoever watches over it starts another one"
-                )
+                self.fatal = given_up(self.settings.broker)
 
     def obey(self, consumer: Consumer, controls: list[Control], now: float) -> None:
         """Operators have said something."""
@@ -222,8 +247,8 @@ class Supervisor:
         self.settling_failed = True
 
     def woken(self) -> None:
-        """A signal came, or the link has something."""
-        self.signals.wake.recv(4096)
+        """A signal came, a child of this process ended, the link has something, or another thread asks."""
+        self.signals.hear()
         while not self.link.arrived.empty():
             arrived = self.link.arrived.get()
             if isinstance(arrived, TaskqError):
@@ -238,12 +263,31 @@ class Supervisor:
                     self.fatal = error
                 else:
                     self.lose(arrived, error)
+        self.desk.attend(self)
         while self.signals.received:
             self.stop(self.signals.received.pop(0))
+        while self.signals.requests:
+            self.grant(self.signals.requests.pop(0))
+
+    def grant(self, request: int) -> None:
+        """Somebody sent a signal that asks for something."""
+        if request == signal.SIGHUP:
+            self.reloader.begin(time.monotonic())
+            return
+        try:
+            self.scale(self.children.count + (1 if request == signal.SIGTTIN else -1))
+        except ConfigurationError as error:
+            logger.warning("not_scaled", error=str(error))
+
+    def scale(self, count: int) -> int:
+        """Have so many children from here on, see ``Children.scale``; returns how many there are to be."""
+        self.children.scale(count)
+        return self.children.count
 
     def connected(self, consumer: Consumer) -> None:
         """A connection stands: everything goes through it from here on."""
         self.consumer = consumer
+        self.vitals.connected(time.monotonic())
         self.watch(consumer, lambda: None)
         self.window = 0
         self.settle_at = 0.0
@@ -261,8 +305,9 @@ class Supervisor:
     def lose(self, consumer: Consumer, error: BrokerError) -> None:
         """The connection broke: what runs goes on, and a new connection is made."""
         logger.warning("broker_lost", broker=masked(self.settings.broker), error=str(error))
-        self.selector.unregister(consumer)
+        self.unwatch(consumer)
         self.consumer = None
+        self.vitals.disconnected(time.monotonic())
         consumer.close()
         if self.settler.store is not None:
             self.settler.store.close()
@@ -271,17 +316,20 @@ class Supervisor:
         if not self.stopping:
             self.link.connect()
 
-    def hear_zygote(self) -> None:
+    def hear_zygote(self, launcher: Launcher) -> None:
         """The zygote reports, or is gone."""
-        launcher = self.children.launcher
-        self.children.hear()
+        self.children.hear(launcher)
         if launcher.lost:
-            self.selector.unregister(launcher)
-            self.children.lose_zygote()
+            self.unwatch(launcher)
+            self.children.lose_zygote(launcher)
 
     def zygote_started(self, launcher: Launcher) -> None:
         """There is a zygote to listen to."""
-        self.watch(launcher, self.hear_zygote)
+        self.watch(launcher, lambda: self.hear_zygote(launcher))
+
+    def zygote_ready(self, ready: Ready) -> None:
+        """In place of a zygote that died, this one has imported the application."""
+        self.reloader.took_over(ready)
 
     def slot_opened(self, slot: Slot) -> None:
         """A child is being started in the slot."""
@@ -296,10 +344,11 @@ class Supervisor:
     def slot_closes(self, slot: Slot) -> None:
         """The slot's child is gone, or told to go."""
         if slot.pipe is not None:
-            self.selector.unregister(slot.pipe)
+            self.unwatch(slot.pipe)
 
     def child_died(self, slot: Slot, death: Death, blame: Blame) -> None:
         """The slot's child died."""
+        self.vitals.child_died(death.cause, slot.condemned.reason if slot.condemned is not None else "")
         self.custody.child_died(slot, death, blame)
 
     def stop(self, number: int) -> None:
@@ -309,23 +358,26 @@ class Supervisor:
             self.kill_at = now
             return
         self.kill_at = now + self.settings.grace
+        self.vitals.draining = True
+        self.notifier.stopping()
         running = sum(1 for slot in self.slots if slot.running())
+        self.reloader.cancel()
         logger.info("worker_stopping", signal=signal.Signals(number).name, running=running, grace=self.settings.grace)
         self.custody.drain(now)
 
     def done(self, now: float) -> bool:
         """Whether the loop may end: nothing runs and nothing is left to settle, or time is up."""
-        if self.fatal is not None:
-            return True
-        if self.kill_at is None:
-            return False
-        idle = not self.custody.held and not self.settler.settlements
-        return idle or now >= self.kill_at
+        if self.fatal is not None or self.kill_at is None:
+            return self.fatal is not None
+        return now >= self.kill_at or not (self.custody.held or self.settler.settlements)
 
     def close(self) -> None:
         """The end: kill what still runs, give everything back, and leave nothing behind."""
+        self.notifier.stopping()
+        self.desk.close()
         self.link.close()
         self.watchdog.close()
+        self.reloader.close()
         self.children.stopping = True
         for slot in self.slots:
             if slot.running():
@@ -333,22 +385,10 @@ class Supervisor:
             self.custody.child_died(slot, Death(), Blame.NOBODY)
         self.custody.give_back()
         if self.consumer is not None:
-            self.settle_the_rest(self.consumer)
+            self.settler.settle_the_rest(self.consumer)
             self.consumer.close()
         self.children.stop(CHILD_EXIT_SECONDS)
         if self.settler.store is not None:
             self.settler.store.close()
         if self.fatal is None:
             logger.info("worker_stopped")
-
-    def settle_the_rest(self, consumer: Consumer) -> None:
-        """Settle what is left, follow-ups confirmed as ever: a copy without the ack of its original would be a second task."""
-        deadline = time.monotonic() + LAST_SETTLING
-        try:
-            self.settler.settle(consumer)
-            while self.settler.settlements and time.monotonic() < deadline:
-                select.select([consumer.fileno()], [], [], 0.1)
-                consumer.receive()
-                self.settler.settle(consumer)
-        except BrokerError as error:
-            logger.error("broker_failed", error=str(error), unsettled=len(self.settler.settlements))

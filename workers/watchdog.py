@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Literal
 
 from taskq import log
 from taskq.broker.publisher import OpenSession, Publisher
-from taskq.config import Settings
-from taskq.errors import TaskqError
+from taskq.config import Settings, masked
+from taskq.errors import ConnectionLost, TaskqError
 
 #: How long free slots may go without a delivery before the broker is asked, in seconds.
 WATCH_SECONDS = 10.0
@@ -32,9 +34,24 @@ QUESTION_SECONDS = 2.0
 #: How many verdicts in a row are to reconnect, before it is time to give up.
 RECONNECTS = 2
 
+#: How old what is known of the queues may be, in seconds, before whoever looks has the broker asked again.
+DEPTHS_SECONDS = 5.0
+
 Verdict = Literal["reconnect", "give up"]
 
 logger = log.get_logger("taskq.watchdog")
+
+
+@dataclass(frozen=True, slots=True)
+class Depths:
+    """What queues held when the broker was last asked, at ``asked_at`` (seconds since the epoch).
+
+    ``ready`` counts messages, ``oldest`` is how long the oldest of them had waited, in seconds, where the broker can tell.
+    """
+
+    asked_at: float
+    ready: Mapping[str, int]
+    oldest: Mapping[str, float]
 
 
 class Suspicion:
@@ -42,6 +59,8 @@ class Suspicion:
 
     def __init__(self, now: float) -> None:
         self._verdicts = 0
+        #: Whether the last that is known is that messages wait and nobody delivers them.
+        self.deaf = False
         self._begin(now)
 
     def _begin(self, now: float) -> None:
@@ -53,6 +72,7 @@ class Suspicion:
         if delivered:
             self._verdicts = 0
         if delivered or not free_slots:
+            self.deaf = False
             self._begin(now)
         if self.ask_at is None or now < self.ask_at:
             return False
@@ -73,7 +93,9 @@ class Suspicion:
         deaf = bool(self._waiting and waiting and self._waiting & waiting)
         self._begin(now)
         if not deaf:
+            self.deaf = self.deaf and waiting is None
             return None
+        self.deaf = True
         self._verdicts += 1
         return "reconnect" if self._verdicts <= RECONNECTS else "give up"
 
@@ -87,7 +109,7 @@ class Watchdog:
     def __init__(
         self, settings: Settings, open_session: OpenSession, queues: Collection[str], wake: Callable[[], None], now: float
     ) -> None:
-        self.queues = frozenset(queues)
+        self.queues = self._consumed = frozenset(queues)
         self._suspicion = Suspicion(now)
         self._asker = Asker(settings, open_session, wake)
         self._question = 0
@@ -96,6 +118,11 @@ class Watchdog:
     def due(self) -> float | None:
         """When to call ``observe`` at the latest; None while an answer is awaited, which wakes the loop."""
         return self._suspicion.ask_at
+
+    @property
+    def deaf(self) -> bool:
+        """Whether the last that is known is that messages wait and nobody delivers them."""
+        return self._suspicion.deaf
 
     def observe(self, now: float, *, free_slots: bool, delivered: int) -> Verdict | None:
         """What is to be done, if anything. ``delivered`` counts what came since the last call."""
@@ -111,13 +138,23 @@ class Watchdog:
                     logger.error("worker_deaf", waiting=sorted(waiting or ()), verdict=verdict)
         return verdict
 
+    def depths(self) -> Depths | None:
+        """What all the queues were last found to hold, for any thread; has the broker asked again where that is of long ago."""
+        last = self._asker.last
+        if last is None or time.time() - last.asked_at > DEPTHS_SECONDS:
+            self._asker.look(self._consumed)
+        return last
+
     def close(self) -> None:
         """End the thread; waits for a question that is under way, for ``QUESTION_SECONDS`` at most."""
         self._asker.close()
 
 
 class Asker:
-    """Asks the broker in a thread, a question at a time. ``answers`` holds each question's number with its answer."""
+    """Asks the broker in a thread, a question at a time. ``answers`` holds each question's number with its answer.
+
+    ``last`` is what it has found out of late; other threads may look at it.
+    """
 
     def __init__(self, settings: Settings, open_session: OpenSession, wake: Callable[[], None]) -> None:
         self._publisher = Publisher(dataclasses.replace(settings, publish_timeout=QUESTION_SECONDS), open_session)
@@ -125,12 +162,20 @@ class Asker:
         self._questions: SimpleQueue[tuple[int, frozenset[str]] | None] = SimpleQueue()
         self._closed = threading.Event()
         self.answers: SimpleQueue[tuple[int, frozenset[str] | None]] = SimpleQueue()
+        self.last: Depths | None = None
+        self._looking = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="taskq-watchdog", daemon=True)
         self._thread.start()
 
     def ask(self, number: int, queues: frozenset[str]) -> None:
         """Ask which of these queues have messages waiting; the answer is None where the broker could not be asked."""
         self._questions.put((number, queues))
+
+    def look(self, queues: frozenset[str]) -> None:
+        """Find out what these queues hold, for ``last``; one such question is under way at most."""
+        if not self._looking.is_set():
+            self._looking.set()
+            self._questions.put((0, queues))
 
     def close(self) -> None:
         """End the thread and close its connection."""
@@ -142,11 +187,34 @@ class Asker:
     def _serve(self) -> None:
         while (question := self._questions.get()) is not None:
             number, queues = question
+            depths = None
             try:
-                waiting = frozenset(queue for queue in queues if not self._closed.is_set() and self._publisher.depth(queue))
+                depths = self._depths(queues)
             except TaskqError as error:
                 logger.debug("depth_unknown", error=str(error))
-                self.answers.put((number, None))
-            else:
+            if number:
+                waiting = None if depths is None else frozenset(queue for queue, ready in depths.ready.items() if ready)
                 self.answers.put((number, waiting))
-            self._wake()
+                self._wake()
+            else:
+                self.last = depths or self.last
+                self._looking.clear()
+
+    def _depths(self, queues: frozenset[str]) -> Depths:
+        ready: dict[str, int] = {}
+        oldest: dict[str, float] = {}
+        for queue in queues:
+            if self._closed.is_set():
+                break
+            ready[queue] = self._publisher.depth(queue) or 0
+            if ready[queue] and (age := self._publisher.oldest(queue)) is not None:
+                oldest[queue] = age
+        return Depths(time.time(), ready, oldest)
+
+
+def given_up(broker: str) -> ConnectionLost:
+    """What a worker ends with that no new connection has mended."""
+    return ConnectionLost(
+        f"{masked(broker)} delivers nothing although messages wait and slots are free, not even on new connections; the worker "
+        "ends, so that whoever watches over it starts another one"
+    )

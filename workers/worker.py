@@ -4,37 +4,47 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
+import uuid
 from typing import Any
 
 import msgspec
 
 from taskq import TaskQ, log
-from taskq.config import masked
+from taskq.config import http_address, masked
 from taskq.errors import ConfigurationError
-from taskq.workers.children import Children
+from taskq.workers.children import MOST_CHILDREN, Children
+from taskq.workers.commands import About
+from taskq.workers.health import Health
 from taskq.workers.launcher import Death, Launcher
+from taskq.workers.notify import Notifier
 from taskq.workers.obituary import Register
-from taskq.workers.scheduler import Scheduler
+from taskq.workers.reaper import Reaper
+from taskq.workers.reload import Reloader, consumed
+from taskq.workers.remote import Remote
+from taskq.workers.scheduler import Scheduler, Timetable
 from taskq.workers.supervisor import Supervisor
 from taskq.workers.wakeup import Signals
+from taskq.workers.watcher import Watcher
+from taskq.workers.web import Server
 from taskq.workers.zygote import Failed, Ready
-
-#: The most children that one worker may have: its notes are laid out once.
-MOST_CHILDREN = 1024
 
 logger = log.get_logger("taskq.supervisor")
 
 
 def run_worker(spec: str, command_line: dict[str, Any]) -> int:
     """Run a worker for the application at ``spec`` (``module:app``) until it is told to stop; returns its exit code."""
-    signals = Signals()
-    worker = f"{os.getpid()}@{socket.gethostname()}"
+    reaper = Reaper()
+    signals, notifier = Signals(requests=True, reap=reaper.reap), Notifier.take(os.environ)
+    worker, folder = worker_name(), working_folder()
     register = Register(MOST_CHILDREN)
     settings_text = msgspec.json.encode(command_line).decode()
 
     def launch() -> Launcher:
-        return Launcher(spec, settings_text, register.descriptor, worker)
+        launcher = Launcher(spec, settings_text, register.descriptor, worker, folder)
+        reaper.spare(launcher.process)
+        return launcher
 
     launcher = launch()
     ready = await_application(launcher, signals)
@@ -44,50 +54,90 @@ def run_worker(spec: str, command_line: dict[str, Any]) -> int:
         return 0
     settings = ready.settings
     log.configure(settings.log_format, settings.log_level)
+    if register.trouble:
+        logger.warning("no_obituaries", error=register.trouble)
     if ready.start_method != settings.start_method:
         logger.warning("start_method_changed", wanted=settings.start_method, used=ready.start_method, threads=ready.threads)
-    queues = settings.queue_names or ready.queues
+    watcher = Watcher(lambda: signals.request(signal.SIGHUP)) if settings.reload else None
+    queues = consumed(ready)
     logger.info(
         "worker_started",
         worker=worker,
         broker=masked(settings.broker),
         backend=masked(settings.backend),
         queues=list(queues),
-        tasks=ready.tasks,
+        tasks=len(ready.tasks),
         children=settings.concurrency,
         start_method=ready.start_method,
     )
-    supervisor = Supervisor(settings, queues, worker, register, signals, ready.routes)
-    children = Children(supervisor.slots, launcher, launch, supervisor)
-    scheduler = start_scheduler(ready, worker)
-    code = supervisor.run(children)
-    if scheduler is not None:
-        scheduler.stop()
+    supervisor = Supervisor(settings, queues, worker, register, signals, ready.routes, notifier)
+    supervisor.children = Children(supervisor.slots, supervisor.new_slot, launcher, launch, supervisor)
+    server = start_server(supervisor)
+    reloader = Reloader(supervisor, ready, launch, worker, watcher)
+    remote = start_remote(ready, supervisor)
+    reaper.watch()
+    code = supervisor.run(reloader)
+    for thread in (remote, server):
+        if thread is not None:
+            thread.stop()
+    reloader.stop_scheduler()
     register.close()
     if supervisor.fatal is not None:
         raise supervisor.fatal
     return code
 
 
-def start_scheduler(ready: Ready, worker: str) -> Scheduler | None:
-    """Begin to see to the application's schedules, where there are any and the settings do not leave it to others."""
-    if not ready.schedules or not ready.settings.scheduler:
+def worker_name() -> str:
+    """What this process is called in records, logs and remote control: in a container, each of them is process 1."""
+    return f"taskq@{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:4]}"
+
+
+def start_remote(ready: Ready, supervisor: Supervisor) -> Remote | None:
+    """Begin to hear commands, unless the settings forbid it."""
+    if not ready.settings.remote_control:
         return None
-    scheduler = Scheduler(ready.settings, ready.app, ready.schedules, ready.routes, worker)
-    scheduler.start()
-    return scheduler
+    about = About(
+        supervisor.worker, ready.app, ready.settings, supervisor.queues, ready.start_method, supervisor.vitals.started_at
+    )
+    remote = Remote(about, supervisor.desk, supervisor.settler.tap)
+    remote.start()
+    return remote
+
+
+def working_folder() -> str:
+    """The working directory by the name that it was entered by: a link such as ``current`` may lead elsewhere later."""
+    by_name = os.environ.get("PWD", "")
+    return by_name if os.path.isdir(by_name) and os.path.samefile(by_name, ".") else os.getcwd()
+
+
+def start_server(supervisor: Supervisor) -> Server | None:
+    """Begin to answer probes at the address of the setting ``http``, where there is one. Raises ``ConfigurationError``."""
+    if not supervisor.settings.http:
+        return None
+    # The library costs memory that a worker nobody asks can do without.
+    from taskq.workers.metrics import Metrics
+
+    metrics = Metrics(supervisor.vitals, supervisor.watchdog.depths)
+    server = Server(*http_address(supervisor.settings.http), Health(supervisor.vitals, metrics.answer).answer)
+    server.start()
+    return server
 
 
 def run_scheduler(app: TaskQ) -> int:
     """See to the application's schedules, and nothing else, until SIGTERM or SIGINT; returns the exit code."""
-    signals, settings = Signals(), app.settings
+    signals, notifier, settings = Signals(), Notifier.take(os.environ), app.settings
     log.configure(settings.log_format, settings.log_level)
-    worker = f"{os.getpid()}@{socket.gethostname()}"
-    scheduler = Scheduler(settings, app.name, app.schedules.values(), app.routes(), worker)
+    worker = worker_name()
+    timetable = Timetable(settings, list(app.schedules.values()), app.routes())
+    if not timetable.schedules:
+        raise ConfigurationError("the application has no schedules; app.schedule(...) makes one")
+    scheduler = Scheduler(app.name, timetable, worker)
     scheduler.start()
+    notifier.ready()
     while not signals.received:
         select.select([signals.wake], [], [])
         signals.wake.recv(4096)
+    notifier.stopping()
     scheduler.stop()
     return 0
 

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import traceback
+from importlib import metadata
 from typing import Any
 
 import msgspec
@@ -29,6 +30,7 @@ from taskq.schedule import Schedule
 from taskq.workers import blackbox, child
 from taskq.workers.lifeline import die_with_parent
 from taskq.workers.note import Note
+from taskq.workers.sources import source_folders
 
 #: What the supervisor sends to have a child started: the slot's index; the child's end of the pipe and its black box go
 #: along as descriptors.
@@ -36,16 +38,21 @@ START = struct.Struct("<I")
 
 
 class Ready(msgspec.Struct, tag=True):
-    """The application is imported; these are its settings and queues. ``routes``: the queues of the tasks that name one."""
+    """The application is imported; these are its settings, queues and tasks, in the order in which children number them.
 
+    ``routes``: the queues of the tasks that name one. ``folders`` hold its source, where ``reload`` wants it watched.
+    """
+
+    version: str
     app: str
     settings: Settings
     queues: tuple[str, ...]
-    tasks: int
+    tasks: tuple[str, ...]
     start_method: str
     threads: int
     routes: dict[str, str]
     schedules: list[Schedule]
+    folders: tuple[str, ...]
 
 
 class Failed(msgspec.Struct, tag=True):
@@ -102,14 +109,16 @@ class Zygote:
         """What the supervisor has to know of the application."""
         app = self.app
         return Ready(
+            _version(),
             app.name,
             app.settings,
             app.queue_names(),
-            len(app.tasks),
+            self.execute.names,
             self.start_method,
             self.threads,
             app.routes(),
             list(app.schedules.values()),
+            source_folders() if app.settings.reload else (),
         )
 
     def report(self, report: Report) -> None:
@@ -193,6 +202,14 @@ class Zygote:
                 self.fresh.pop(process_id, None)
                 unit = 1 if sys.platform == "darwin" else 1024
                 self.report(Exited(process_id, status, usage.ru_maxrss * unit))
+
+
+def _version() -> str:
+    """Which taskq this is; empty in a checkout that was never installed."""
+    try:
+        return metadata.version("taskq-core")
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def _threads() -> int:

@@ -5,10 +5,15 @@ Drivers are imported when a URL asks for them, so that ``import taskq`` stays fa
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from taskq.broker.interface import Consumer, Decode, Replies, Session, TakeReply
+from taskq.broker.interface import Consumer, Decode, Line, Replies, Session, TakeReply
 from taskq.config import Settings
+
+if TYPE_CHECKING:
+    from taskq.broker.pidbox import Caller
 
 
 def open_session(settings: Settings, timeout: float) -> Session:
@@ -38,6 +43,30 @@ def open_replies(settings: Settings, take: TakeReply) -> Replies:
     from taskq.broker.amqp.replies import AmqpReplies
 
     return AmqpReplies(settings, take)
+
+
+def open_line(settings: Settings, name: str, timeout: float) -> Line:
+    """Connect for what nobody keeps; ``name`` is shown by the broker. Raises ``BrokerUnreachable`` or ``DatabaseError``."""
+    if settings.broker.startswith("sqlite:"):
+        from taskq.broker.sqlite.line import SqliteLine
+
+        return SqliteLine(settings, name, timeout)
+    from taskq.broker.amqp.line import AmqpLine
+
+    return AmqpLine(settings, name, timeout)
+
+
+def open_caller(settings: Settings) -> Caller:
+    """Connect to give commands to workers. Raises ``BrokerUnreachable`` or ``DatabaseError``."""
+    from taskq.broker.pidbox import Caller
+
+    # No heartbeats: nobody sends any between two commands.
+    line = open_line(dataclasses.replace(settings, heartbeat=0.0), "caller", settings.publish_timeout)
+    try:
+        return Caller(line)
+    except BaseException:
+        line.close()
+        raise
 
 
 def decoder(settings: Settings) -> Decode:

@@ -2,13 +2,16 @@
 
 A *session* is the application's side: one connection that publishes and waits until the broker has taken responsibility.
 A *consumer* is the supervisor's side: it never blocks, and what it hands out stays the broker's until it is acked.
+A *line* is for what nobody keeps, either side's: remote control and events, gone where nobody listens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import msgspec
 
 from taskq.control import Control
 from taskq.message import Message, Publication
@@ -41,6 +44,36 @@ class Delivery:
         self.orphaned = orphaned
 
 
+class QueueStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What a broker knows of a queue; None stands for what it does not tell.
+
+    ``ready`` are the messages that wait, ``held`` those in workers' custody, ``delayed`` those whose time has not come.
+    ``oldest`` is for how many seconds the oldest ready one has waited. ``consumers`` are those that fetch from the queue: each
+    a worker, or on RabbitMQ a part of one. That does not tell of workers that are too busy to fetch, nor that there are none.
+    """
+
+    ready: int
+    consumers: int | None = None
+    held: int | None = None
+    delayed: int | None = None
+    oldest: float | None = None
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """A message of a task, where the broker has it.
+
+    ``ahead`` is how many have their turn before it, ``due`` when a delayed one is ready, in seconds since the epoch, ``holder``
+    the process id of the worker that has it, where the kernel tells.
+    """
+
+    queue: str
+    state: Literal["ready", "held", "delayed"]
+    message: Message
+    ahead: int | None = None
+    due: float | None = None
+    holder: int | None = None
+
+
 class Receipt(Protocol):
     """The broker's answer to a publication: not yet there, taken responsibility, or refused."""
 
@@ -62,11 +95,29 @@ class Session(Protocol):
     def depth(self, queue: str) -> int | None:
         """How many messages are ready in the queue, or None where there is no such queue."""
 
+    def oldest(self, queue: str) -> float | None:
+        """How long the queue's oldest ready message has waited, in seconds; None where nobody knows, or there is none."""
+
     def purge(self, queue: str) -> int:
         """Delete the ready messages of the queue; returns how many."""
 
     def holds(self, task_id: str) -> bool | None:
         """Whether a message of this task waits, or is in a worker's custody; None where the broker cannot tell."""
+
+    def find(self, task_id: str) -> list[Found] | None:
+        """Where the messages of this task are, dead letters too; None where the broker cannot look for one."""
+
+    def stats(self, queue: str) -> QueueStats | None:
+        """What there is to know of the queue, or None where there is no such queue."""
+
+    def verify(self, queue: str) -> None:
+        """Raises ``QueueMismatch`` where the queue, or what belongs to it, exists with other arguments than ours."""
+
+    def delete(self, queue: str) -> None:
+        """Delete the queue with what belongs to it and is in it, if there is any."""
+
+    def server(self) -> tuple[str, tuple[int, ...]]:
+        """The broker's product, and its version."""
 
     def letters(self, queue: str) -> Letters:
         """Open the queue to look at its ready messages and to take some out."""
@@ -169,6 +220,35 @@ class Consumer(Protocol):
 
     def close(self) -> None:
         """Close the connection; what is unacked goes back to its queue."""
+
+
+class Line(Protocol):
+    """A connection for messages that nobody keeps. Belongs to one thread; only opening and ``listen`` wait for the broker.
+
+    Whatever breaks it shows as ``BrokerError``; it is then closed and a new one is made. ``kind`` is the exchange's type:
+    fanout and direct ones are transient, topic ones durable, as Celery declares them.
+    """
+
+    def listen(self, exchange: str, kind: str, queue: str, key: str, take: Callable[[Message], None]) -> None:
+        """Have ``take``, which must not raise, called inside ``turn`` for what is published to the exchange.
+
+        The queue is nobody else's, and goes with the line.
+        """
+
+    def publish(self, exchange: str, kind: str, key: str, body: bytes, headers: Mapping[str, Any]) -> None:
+        """Publish JSON, for whoever listens."""
+
+    def listeners(self, exchange: str) -> int | None:
+        """How many listen to the exchange, at most; None where the broker does not say."""
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when ``turn`` has something to do."""
+
+    def turn(self) -> float:
+        """Read what has arrived, send what waits, do what is due; returns in how many seconds at the latest to call again."""
+
+    def close(self) -> None:
+        """Close the connection."""
 
 
 class Decode(Protocol):

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from taskq.broker.interface import Letters, Session
+from taskq.broker.interface import Found, Letters, QueueStats, Session
 from taskq.config import Settings, masked
 from taskq.control import Control
 from taskq.errors import BrokerError, BrokerUnreachable, ConnectionLost, UnsupportedFeature
@@ -71,6 +71,10 @@ class Publisher:
         """How many messages are ready in the queue, or None where there is no such queue."""
         return self._ask(lambda session, _: session.depth(queue))
 
+    def oldest(self, queue: str) -> float | None:
+        """How long the queue's oldest ready message has waited, in seconds; None where nobody knows, or there is none."""
+        return self._ask(lambda session, _: session.oldest(queue))
+
     def purge(self, queue: str) -> int:
         """Delete the ready messages of the queue; returns how many."""
         return self._ask(lambda session, _: session.purge(queue))
@@ -78,6 +82,26 @@ class Publisher:
     def holds(self, task_id: str) -> bool | None:
         """Whether the broker holds a message of this task, dead letters apart; None where it cannot tell."""
         return self._ask(lambda session, _: session.holds(task_id))
+
+    def find(self, task_id: str) -> list[Found] | None:
+        """Where the messages of this task are, dead letters too; None where the broker cannot look for one."""
+        return self._ask(lambda session, _: session.find(task_id))
+
+    def stats(self, queue: str) -> QueueStats | None:
+        """What there is to know of the queue, or None where there is no such queue."""
+        return self._ask(lambda session, _: session.stats(queue))
+
+    def verify(self, queue: str) -> None:
+        """Raises ``QueueMismatch`` where the queue, or what belongs to it, exists with other arguments than ours."""
+        self._ask(lambda session, _: session.verify(queue))
+
+    def delete(self, queue: str) -> None:
+        """Delete the queue with what belongs to it and is in it, if there is any."""
+        self._ask(lambda session, _: session.delete(queue))
+
+    def server(self) -> tuple[str, tuple[int, ...]]:
+        """The broker's product, and its version."""
+        return self._ask(lambda session, _: session.server())
 
     def control(self, control: Control) -> None:
         """Returns once the broker keeps the entry for every worker; within ``publish_timeout`` seconds, raises as ``publish``.

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import click
 
+from taskq.config import masked
 from taskq.errors import TaskqError
 
 INTERRUPTED: Final = 130
@@ -19,10 +20,16 @@ INTERRUPTED: Final = 130
 COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "demo": ("taskq.cli.demo", "See it at work: kills everywhere, nothing lost."),
     "worker": ("taskq.cli.worker", "Run the tasks of an application."),
+    "status": ("taskq.cli.status", "Show the workers, what each of them runs, and the queues."),
+    "ps": ("taskq.cli.status", "List the tasks that run now."),
+    "inspect": ("taskq.cli.inspect", "Ask workers what they know."),
+    "scale": ("taskq.cli.steer", "Change how many children workers have."),
+    "shutdown": ("taskq.cli.steer", "Have workers end."),
     "send": ("taskq.cli.send", "Send a call of a task."),
     "result": ("taskq.cli.result", "Print how a task ended."),
+    "why": ("taskq.cli.why", "Say where a task is, and what it waits for."),
     "workflow": ("taskq.cli.workflow", "Draw a workflow: what has run, what runs, and what waits."),
-    "queues": ("taskq.cli.queues", "Show how many messages wait, and how many are dead."),
+    "queues": ("taskq.cli.queues", "Show what waits in each queue, and who fetches from it."),
     "purge": ("taskq.cli.queues", "Delete the messages of a queue."),
     "dead": ("taskq.cli.dead", "List, show, replay and purge dead letters."),
     "revoke": ("taskq.cli.control", "Have tasks not run any more."),
@@ -30,6 +37,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "resume": ("taskq.cli.control", "Have workers fetch from a queue again."),
     "schedule": ("taskq.cli.schedule", "List the schedules, when each is due, and send one now."),
     "scheduler": ("taskq.cli.schedule", "See to the schedules without running tasks."),
+    "doctor": ("taskq.cli.doctor", "Find out what is wrong with a deployment, and what mends it."),
     "config": ("taskq.cli.config", "Show each setting's value and where it came from."),
 }
 
@@ -54,7 +62,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except TaskqError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(masked(str(error))) from error
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
 

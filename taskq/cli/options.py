@@ -18,6 +18,9 @@ from taskq.config import ABOUT, DEFAULTS, Settings
 #: The settings that matter to whoever talks to the broker without running tasks.
 BROKER_SETTINGS: Final = ("broker", "default_queue", "queue_type", "queue_max_priority", "delivery_limit", "publish_timeout")
 
+#: The name of the app that stands in where -A is not given.
+UNNAMED: Final = "taskq"
+
 #: How many rows of a table are looked at before the first one is printed.
 FIRST_ROWS: Final = 1000
 
@@ -50,7 +53,7 @@ def with_app(*names: str) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def load(app_spec: str | None, settings: dict[str, Any], **values: Any) -> None:
-            app = load_app(app_spec) if app_spec else TaskQ("taskq")
+            app = load_app(app_spec) if app_spec else TaskQ(UNNAMED)
             app.configure(settings)
             try:
                 command(app=app, **values)

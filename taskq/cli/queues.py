@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 import click
+import msgspec
 
 from taskq import TaskQ
+from taskq.broker.interface import QueueStats
 from taskq.cli.options import BROKER_SETTINGS, json_option, print_json, print_table, with_app
 from taskq.config import masked
+from taskq.duration import spelled
 from taskq.errors import BrokerError
 from taskq.message import dead_letter_queue
 
@@ -16,31 +22,53 @@ from taskq.message import dead_letter_queue
 @json_option
 @with_app(*BROKER_SETTINGS)
 def queues(app: TaskQ, names: tuple[str, ...], as_json: bool) -> None:
-    """Show how many messages are ready in each queue, how many dead letters there are, and whether the queue is paused.
+    """Show what waits in each queue, and who fetches from it.
 
     \b
     Examples:
       taskq queues -A shop.app:app
       taskq queues mail default --json
 
-    Without names: every queue that the app's tasks and settings name. Messages that a worker holds are not counted as ready.
-    A queue that does not exist (yet) shows as '-'.
+    \b
+    ready      messages that a worker may fetch
+    held       messages in the custody of workers: they run, or are about to
+    delayed    messages whose time has not come
+    oldest     for how long the oldest ready message has waited
+    consumers  workers that fetch
+    dead       dead letters, see 'taskq dead'
+    paused     whether workers are told to fetch nothing, see 'taskq pause'
+
+    Without names: every queue that the app's tasks and settings name. What the broker does not tell shows as '-', and so does
+    a queue that does not exist (yet). RabbitMQ tells neither held, delayed nor oldest, and no consumers while workers are busy.
     """
-    depth, paused = app.publisher.depth, app.paused()
-    rows = [(name, depth(name), depth(dead_letter_queue(name)), name in paused) for name in names or app.queue_names()]
-    header = ("queue", "ready", "dead", "paused")
+    publisher, paused = app.publisher, app.paused()
+    rows = [
+        _row(name, publisher.stats(name), publisher.depth(dead_letter_queue(name)), paused)
+        for name in names or app.queue_names()
+    ]
     if as_json:
-        print_json([dict(zip(header, row, strict=True)) for row in rows])
+        print_json(rows)
     else:
-        print_table(header, [tuple(_cell(value) for value in row) for row in rows])
+        print_table(_HEADER, [tuple(_cell(row[name]) for name in _HEADER) for row in rows])
 
 
-def _cell(value: str | int | bool | None) -> str:
+_HEADER = ("queue", "ready", "held", "delayed", "oldest", "consumers", "dead", "paused")
+
+
+def _row(name: str, stats: QueueStats | None, dead: int | None, paused: Collection[str]) -> dict[str, Any]:
+    known = {} if stats is None else msgspec.structs.asdict(stats)
+    about = {"queue": name, "dead": dead, "paused": name in paused}
+    return {column: about[column] if column in about else known.get(column) for column in _HEADER}
+
+
+def _cell(value: str | float | bool | None) -> str:
     match value:
         case None:
             return "-"
         case bool():
             return "yes" if value else ""
+        case float():
+            return spelled(value)
     return str(value)
 
 

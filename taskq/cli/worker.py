@@ -27,7 +27,10 @@ def worker(app_spec: str, settings: dict[str, Any]) -> None:
       taskq worker -A shop.app -Q mail,default -c 4 --log-format json
 
     The first signal lets running tasks finish within --grace seconds, the second ends them at once; what has not finished
-    goes back to its queue. Each option is also a setting: --max-crashes is TASKQ_MAX_CRASHES, and max_crashes in TaskQ(...).
+    goes back to its queue. SIGHUP has the worker take new code in while everything goes on; SIGTTIN starts one child more,
+    SIGTTOU ends one after its task.
+
+    Each option is also a setting: --max-crashes is TASKQ_MAX_CRASHES, and max_crashes in TaskQ(...).
     """
     if sys.platform == "win32":
         raise UnsupportedFeature("taskq worker needs Linux or macOS: Windows has no fork and no SIGKILL; sending works there")

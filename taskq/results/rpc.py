@@ -21,7 +21,7 @@ from taskq import log
 from taskq.errors import UnsupportedFeature
 from taskq.message import Message, Publication
 from taskq.results.ledger import Ledger
-from taskq.results.store import Chords, Record, Status
+from taskq.results.store import Chords, Condition, Record, Status
 
 #: How many results that nobody has asked for are kept, the latest; and of those that somebody has.
 MOST_UNREAD = 100_000
@@ -211,6 +211,10 @@ class RpcResults:
         with self._lock:
             expires, document = self._documents.get(name, (0.0, b""))
         return document if expires > time.monotonic() else None
+
+    def condition(self) -> Condition:
+        """Nothing is kept, so that there is nothing to know."""
+        return Condition(product="reply queues", version="")
 
     def expire(self) -> int:
         """Forget what is over its time to live."""

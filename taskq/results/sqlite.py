@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import sqlite3
 import threading
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from taskq.liveness import Pipe
 from taskq.results.ledger import Ledger
 from taskq.results.sqlite_chords import SqliteChords
 from taskq.results.sqlite_ledger import SqliteLedger
-from taskq.results.store import Chords, Record
+from taskq.results.store import Chords, Condition, Record
 from taskq.sqlite import Database, path_of
 
 #: Seconds between two looks of a waiter, should its bell have been lost with the storing process between commit and bell.
@@ -146,6 +147,10 @@ class SqliteResults:
             count += len(gone)
             if len(gone) < _CHUNK:
                 return count
+
+    def condition(self) -> Condition:
+        """The library is the server."""
+        return Condition(product="SQLite", version=sqlite3.sqlite_version)
 
     def close(self) -> None:
         """Release the pipes, and the file unless it is the consumer's."""

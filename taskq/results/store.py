@@ -5,7 +5,7 @@ The formats are Celery's (https://docs.celeryq.dev/en/stable/internals/protocol.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -37,6 +37,19 @@ class Record(msgspec.Struct, frozen=True):
     def is_end(self) -> bool:
         """Whether the task has ended."""
         return self.status != "STARTED"
+
+
+class Condition(msgspec.Struct, frozen=True, kw_only=True):
+    """How a backend's server is.
+
+    ``ahead`` is by how many seconds its clock is ahead of ours, None where it is the same one; ``options`` are those of its
+    settings that the safety of results depends on.
+    """
+
+    product: str
+    version: str
+    ahead: float | None = None
+    options: Mapping[str, str] = {}
 
 
 class Barrier(msgspec.Struct, frozen=True):
@@ -135,6 +148,9 @@ class ResultStore(Protocol):
 
     def expire(self) -> int:
         """Forget what is over its time to live; returns how many records went."""
+
+    def condition(self) -> Condition:
+        """How the server is; raises ``BrokerError``."""
 
     def close(self) -> None:
         """Release what the store holds open."""

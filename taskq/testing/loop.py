@@ -30,7 +30,7 @@ from taskq.workers.custody import Custody
 from taskq.workers.execute import Executor
 from taskq.workers.note import NO_TERMS, Terms
 from taskq.workers.outcome import Event, Outcome
-from taskq.workers.pipe import ASKED, BEGUN, DONE, SKIPPED, pack_report, unpack_reports
+from taskq.workers.pipe import ASKED, BEGUN, DONE, SKIPPED, Report, pack_report, unpack_reports
 from taskq.workers.settle import Settler
 from taskq.workers.slot import Slot
 
@@ -75,6 +75,9 @@ class Unbound:
         self.terms = NO_TERMS
         self.overrun: str | None = None
         self._handled: BaseException | None = None
+
+    def met(self, task: str, waited: float) -> None:
+        """Nobody counts."""
 
     def is_the_one(self) -> bool:
         """Nobody sends a tick here a second time."""
@@ -122,7 +125,7 @@ class LocalSlot(Slot):
             pack_report(number, kind, microseconds) if outcome is None else pack_report(number, kind, microseconds, outcome)
         )
 
-    def reports(self) -> list[tuple[int, int, int, Outcome]]:
+    def reports(self) -> list[Report]:
         """What ``work`` has to report."""
         reports, self._reported = unpack_reports(self._reported)
         return reports

@@ -36,6 +36,12 @@ def echo(*args: Any, **kwargs: Any) -> list[Any]:
     return [*args, *kwargs.values(), *[type(value).__name__ for value in (*args, *kwargs.values())]]
 
 
+@app.task(name="environment")
+def environment() -> list[str]:
+    """The names of the variables that it runs with."""
+    return sorted(os.environ)
+
+
 @app.task(name="mark", bind=True)
 def mark(attempt: Attempt, key: str, seconds: float = 0.0) -> str:
     """Leaves a trace."""

@@ -56,6 +56,10 @@ def test_only_the_log_knows_structlog() -> None:
     assert importers("structlog") == {"taskq.log"}
 
 
+def test_only_the_metrics_know_prometheus() -> None:
+    assert importers("prometheus_client") == {"taskq.workers.metrics"}
+
+
 def test_nothing_knows_celery_and_nothing_goes_by_the_name_workers() -> None:
     assert importers("celery", "billiard", "workers") == set()
 

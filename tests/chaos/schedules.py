@@ -59,7 +59,7 @@ def leader_in(ledger: Ledger) -> int | None:
     """The process id of the leader, dead or alive; None where there is none."""
     entry = ledger.read(["leader timetable"]).get("leader timetable")
     holder = "" if entry is None else msgspec.json.decode(entry, type=Lease).holder
-    return int(holder.partition("@")[0]) if holder else None
+    return int(holder.split()[0].split("-")[-2]) if holder else None
 
 
 def nominal_times(stage: Stage) -> Counter[datetime]:

@@ -3,19 +3,22 @@
 The broker is in ``TASKQ_BROKER``.
 
 ``hold COUNT`` takes so many messages, says ``held`` and waits to be killed; ``publish`` publishes until it is killed and
-writes the number of each message that the broker has taken responsibility for.
+writes the number of each message that the broker has taken responsibility for. ``listen`` writes what comes over a line, and
+``answer`` writes its name and answers commands, both until they are killed.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import select
 import signal
 import sys
 import time
 
 from taskq import config
-from taskq.broker import open_session
+from taskq.broker import open_line, open_session
+from taskq.broker.pidbox import Clock, Mailbox
 from taskq.message import Message, Publication
 from tests.support import consuming
 
@@ -35,8 +38,32 @@ def publish(queue: str) -> None:
         os.write(1, f"{number}\n".encode())
 
 
+def listen(queue: str) -> None:
+    line = open_line(config.load({}), "listener", 5.0)
+    line.listen(f"{queue}.x", "fanout", f"{queue}.own", "", lambda post: print(post.body.decode(), flush=True))
+    print("listening", flush=True)
+    while True:
+        select.select([line.fileno()], [], [], line.turn())
+
+
+def answer(queue: str) -> None:
+    node = f"{queue}@{os.getpid()}"
+    mailbox = Mailbox(open_line(config.load({}), "node", 5.0), node, Clock())
+    print(node, flush=True)
+    while True:
+        commands, seconds = mailbox.turn()
+        for command in commands:
+            mailbox.answer(command, {"method": command.method, "arguments": command.arguments})
+        select.select([mailbox], [], [], seconds)
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "hold":
-        hold(sys.argv[2], int(sys.argv[3]))
-    else:
-        publish(sys.argv[2])
+    match sys.argv[1:]:
+        case ["hold", queue, count]:
+            hold(queue, int(count))
+        case ["publish", queue]:
+            publish(queue)
+        case ["listen", queue]:
+            listen(queue)
+        case ["answer", queue]:
+            answer(queue)

@@ -12,7 +12,7 @@ import pytest
 from taskq.broker.interface import Delivery, Session
 from taskq.config import Settings
 from taskq.errors import ConnectionLost
-from taskq.message import Publication, dead_letter_queue
+from taskq.message import SENT, Publication, dead_letter_queue
 from tests.conformance.support import delete, message, numbers, only, publish
 from tests.support import consuming, eventually
 
@@ -165,3 +165,22 @@ def test_a_consumer_whose_queue_is_deleted_hears_of_it(settings: Settings, queue
         delete(settings, queue)
         with pytest.raises(ConnectionLost):
             hold.receive(1, 5.0)
+
+
+def test_how_long_the_oldest_has_waited_is_known_or_said_to_be_unknown(
+    kind: str, settings: Settings, session: Session, queue: str
+) -> None:
+    assert session.oldest(queue) is None
+    old, young = (message(number).with_headers(**{SENT: time.time() - age}) for number, age in ((0, 60.0), (1, 1.0)))
+    publish(session, queue, old, young)
+    ages = []
+    for _ in range(2):
+        ages.append(session.oldest(queue))
+        with consuming(settings, queue, window=1) as hold:
+            hold.ack(hold.receive(1))
+    if kind == "sqlite":
+        assert ages == pytest.approx([60.0, 1.0], abs=5.0)
+        publish(session, queue, message(2))
+    else:
+        assert ages == [None, None]
+    assert session.oldest(queue) is None, "a message of Celery's does not say it"

@@ -97,7 +97,7 @@ def test_both_fleets_work_on_the_same_workflows(stage: Stage, make: Any) -> None
     with celery_worker(stage) as other, stage.worker(FLOWS, "-c", "1", TASKQ_PREFETCH="1") as worker:
         worker.started()
         eventually(lambda: "ready" in other.text, "the Celery worker is ready", 30)
-        for number in range(60):
+        for number in range(30):
             flow, expected[str(number)] = workflow(flows, chance, str(number))
             flow.apply_async()
         stage.until(lambda: {t["key"] for t in stage.traces() if "key" in t} >= expected.keys(), "all end", 60)

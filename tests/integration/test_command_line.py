@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -73,6 +74,16 @@ def taskq(tmp_path: Path) -> Shell:
     return Shell(tmp_path)
 
 
+def queue_row(queue: str, **fields: Any) -> dict[str, Any]:
+    row = {"queue": queue, "ready": 0, "held": 0, "delayed": 0, "oldest": None, "consumers": 0, "dead": 0, "paused": False}
+    return {**row, **fields}
+
+
+def columns(ended: subprocess.CompletedProcess[str]) -> list[list[str]]:
+    """The cells of a table."""
+    return [re.split(r"  +", line.rstrip()) for line in ended.stdout.splitlines()]
+
+
 def depths(taskq: Shell) -> dict[str, tuple[int | None, int | None]]:
     return {row["queue"]: (row["ready"], row["dead"]) for row in taskq.json("queues")}
 
@@ -107,17 +118,23 @@ def test_without_an_app_the_environment_names_the_broker(taskq: Shell) -> None:
     assert (taskq.folder / "state" / "taskq" / "taskq.db").exists()
     assert depths(taskq)["default"][0] == 1
     other = f"sqlite:///{taskq.folder}/other.db"
-    assert taskq.json("queues", "--broker", other) == [{"queue": "default", "ready": 1, "dead": 0, "paused": False}]
+    (row,) = taskq.json("queues", "--broker", other)
+    assert row == queue_row("default", ready=1, oldest=row["oldest"])
 
 
 def test_queues_in_columns(taskq: Shell) -> None:
     taskq.json("send", "shop.add", "--args", "[1]")
-    header, *rows = [line.split() for line in taskq("queues", "mail", "nowhere").stdout.splitlines()]
-    assert header == ["queue", "ready", "dead", "paused"]
-    assert rows == [["mail", "1", "0"], ["nowhere", "-", "-"]]
+    taskq.json("send", "shop.add", "--args", "[1]", "--countdown", "60")
+    header, *rows = columns(taskq("queues", "mail", "nowhere"))
+    assert header == ["queue", "ready", "held", "delayed", "oldest", "consumers", "dead", "paused"]
+    age = rows[0][4]
+    assert re.fullmatch(r"[\d.]+ m?s", age)
+    assert rows == [["mail", "1", "0", "1", age, "0", "0"], ["nowhere", *"------"]]
     assert taskq("pause", "mail").stdout == "paused: mail\n"
-    assert taskq("queues", "mail").stdout.splitlines()[1].split() == ["mail", "1", "0", "yes"]
-    assert taskq.json("queues", "mail") == [{"queue": "mail", "ready": 1, "dead": 0, "paused": True}]
+    assert columns(taskq("queues", "mail"))[1][-2:] == ["0", "yes"]
+    (row,) = taskq.json("queues", "mail")
+    assert row == queue_row("mail", ready=1, delayed=1, oldest=row["oldest"], paused=True)
+    assert 0 < row["oldest"] < 60
     assert taskq.json("resume", "mail") == {"resumed": ["mail"]}
     assert taskq.json("queues", "mail")[0]["paused"] is False
 

@@ -44,7 +44,7 @@ def child_with(stage: Stage, task: str, *args: Any, start_method: str = "fork") 
         try:
             (delivery,) = hold.receive(1)
             heard(launcher, Ready)
-            slot.open(*launcher.start_child(0))
+            slot.open(launcher, *launcher.start_child(0))
             slot.process_id = heard(launcher, Started).process_id
             slot.give(1, delivery)
             assert slot.flush()
@@ -109,7 +109,7 @@ def test_children_leave_no_descriptors_behind(sqlite_stage: Stage) -> None:
         slot.hang_up()
         before = descriptors_of(os.getpid()), descriptors_of(launcher.process.pid)
         for _ in range(5):
-            slot.open(*launcher.start_child(0))
+            slot.open(launcher, *launcher.start_child(0))
             slot.process_id = heard(launcher, Started).process_id
             slot.hang_up()
             heard(launcher, Exited)

@@ -12,7 +12,7 @@ import pytest
 
 from taskq.broker import open_session
 from taskq.workers.watchdog import DOUBT_SECONDS, QUESTION_SECONDS, WATCH_SECONDS, Verdict, Watchdog
-from tests.support import PATIENCE, Stage, consuming
+from tests.support import PATIENCE, Stage, consuming, eventually
 
 
 class Loop:
@@ -65,6 +65,17 @@ def test_a_paused_queue_is_not_watched(stage: Stage, loop: Loop) -> None:
     stage.client().send_task("add", [1, 2])
     loop.watchdog.queues = frozenset()
     assert [loop.turn() for _ in range(3)] == [None, None, None]
+
+
+def test_what_the_queues_hold_is_found_out_for_whoever_looks_paused_or_not(stage: Stage, loop: Loop) -> None:
+    loop.watchdog.queues = frozenset()
+    stage.client().send_task("add", [1, 2])
+    assert loop.watchdog.depths() is None, "nobody waits for the answer"
+    depths = eventually(loop.watchdog.depths, "the broker has answered")
+    assert depths is not None
+    assert depths.ready == {stage.queue: 1}
+    assert set(depths.oldest) == ({stage.queue} if stage.broker.startswith("sqlite:") else set())
+    assert loop.watchdog.depths() is depths, "it is not asked again so soon"
 
 
 def test_an_answer_that_was_overtaken_by_a_delivery_counts_for_nothing(sqlite_stage: Stage) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -132,8 +133,9 @@ def test_a_chain_that_fails_fails_to_its_end(worker: Worker, stage: Stage, call:
 def test_a_chord_whose_member_ends_badly_fails_once(stage: Stage, client: TaskQ, worker: Worker, call: Any, how: str) -> None:
     bad = call("one", 3) if how in ("revoked", "expired") else call(how)
     if how == "revoked":
-        bad.set(task_id="to-be-revoked", countdown=1.0)
-        client.revoke("to-be-revoked")
+        task_id = str(uuid.uuid4())
+        bad.set(task_id=task_id, countdown=1.0)
+        client.revoke(task_id)
     if how == "expired":
         bad.set(expires=-1.0)
     body = call("total").on_error(call("told", name="chord"))
@@ -246,5 +248,6 @@ def test_every_attempt_is_remembered(stage: Stage, client: TaskQ, worker: Worker
     with pytest.raises(DeadLettered, match="crashed"):
         client.send_task("die").get(15)
     with pytest.raises(TaskRevoked):
-        client.revoke("later")
-        client.send_task("one", [1], task_id="later", countdown=1).get(15)
+        later = client.send_task("one", [1], countdown=1)
+        later.revoke()
+        later.get(15)

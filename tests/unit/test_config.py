@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from taskq.config import ABOUT, DEFAULTS, NAMES, Settings, load, masked, state_database
+from taskq.config import ABOUT, DEFAULTS, NAMES, Settings, http_address, load, masked, state_database
 from taskq.errors import ConfigurationError
 
 
@@ -174,6 +174,15 @@ def test_the_default_broker_is_the_same_file_whatever_the_working_directory(
     assert state_database() == Path("/state/taskq/taskq.db")
 
 
+def test_a_user_without_a_home_is_told_how_to_name_a_state_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 54321)
+    assert "the user 54321 has no home" in refusal()
+    # Whoever names a broker needs none.
+    assert settings({"broker": "amqp://localhost"}).backend == "off"
+
+
 def test_with_a_server_as_the_broker_results_are_off() -> None:
     effective = settings({"broker": "amqp://localhost"})
     assert effective.backend == "off"
@@ -228,3 +237,24 @@ def test_queue_names_are_trimmed_and_unique() -> None:
 )
 def test_masked_hides_passwords(url: str, shown: str) -> None:
     assert masked(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:9808", ("127.0.0.1", 9808)),
+        ("0.0.0.0:0", ("0.0.0.0", 0)),
+        ("9808", ("127.0.0.1", 9808)),
+        (":9808", ("127.0.0.1", 9808)),
+        ("[::1]:9808", ("::1", 9808)),
+        ("localhost:1", ("localhost", 1)),
+    ],
+)
+def test_where_http_is_served(text: str, address: tuple[str, int]) -> None:
+    assert http_address(text) == address
+    assert settings({"http": text}).http == text
+
+
+@pytest.mark.parametrize("text", ["localhost", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:65536", "[::1:9808", "1:-1"])
+def test_an_address_that_is_none_is_refused(text: str) -> None:
+    assert "http must be host:port" in refusal(keywords={"http": text})

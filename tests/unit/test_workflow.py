@@ -155,6 +155,17 @@ def test_what_is_said_of_a_whole_holds_for_its_parts() -> None:
     assert (then.queue, then.delay, then.message.priority) == ("slow", 0.0, 7)
 
 
+def test_the_id_that_is_asked_for_is_that_of_the_end() -> None:
+    flows: list[Canvas[Any]] = [
+        chain(add.s(1, 2), add.s(3)),
+        chord([add.s(1, 2)], total.s()),
+        group(add.s(1, 2)),
+        add.s(1, 2) | group(add.s(3)) | total.s() | add.s(4),
+    ]
+    for flow in flows:
+        assert plan_of(settled(flow.set(task_id="mine").step())).result_id == "mine"
+
+
 def test_members_are_counted_where_they_end() -> None:
     flow = chord([add.s(1, 2) | add.s(3), group(add.s(4, 5), add.s(6, 7)), chord([add.s(8, 9)], total.s())], total.s())
     follow = begun(flow)

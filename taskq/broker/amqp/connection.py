@@ -16,7 +16,7 @@ from kombu.utils.url import parse_url
 
 from taskq.broker.amqp.topology import refusal
 from taskq.broker.amqp.transport import Connection, TlsTransport, Transport
-from taskq.config import Settings, masked
+from taskq.config import Settings, masked, without_secrets
 from taskq.errors import BrokerUnreachable
 
 #: What a broken connection or channel raises, from py-amqp, from the socket and from TLS.
@@ -51,7 +51,13 @@ def connect(settings: Settings, *, timeout: float, heartbeat: float, silence: fl
             transport_options={"deadline": time.monotonic() + timeout, **options},
         )
         connection: Connection = client.transport.establish_connection()
-    except (*BROKEN, ValueError) as error:
+    except ValueError as error:
+        # The URL cannot be read, and the error quotes from it.
+        reason = without_secrets(str(error), settings.broker)
+        raise BrokerUnreachable(
+            f"cannot reach {masked(settings.broker)}: {reason}; write '/', '@', ':' and the like in a password as '%2F', …"
+        ) from None
+    except BROKEN as error:
         cause = refusal(error, settings)
         if isinstance(cause, BrokerUnreachable):
             raise cause from error

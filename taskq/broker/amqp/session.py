@@ -6,9 +6,10 @@ After an error a session is of no further use; the publisher opens another one.
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from amqp.exceptions import NotFound
 
@@ -16,13 +17,14 @@ from taskq.broker.amqp import control as streams
 from taskq.broker.amqp.connection import BROKEN, close, connect
 from taskq.broker.amqp.letters import AmqpLetters
 from taskq.broker.amqp.outbox import Outbox, Receipt
-from taskq.broker.amqp.topology import check_priority, lines, refusal
-from taskq.broker.interface import Letters
+from taskq.broker.amqp.topology import check_priority, company, lines, queue_arguments, refusal
+from taskq.broker.interface import Found, Letters, QueueStats
 from taskq.config import Settings, masked
 from taskq.control import Control
 from taskq.errors import BrokerError, ConnectionLost, PublishRejected, PublishTimeout, UnsupportedFeature
 from taskq.message import Publication
 
+T = TypeVar("T")
 #: Seconds between a rejection and the next try.
 PAUSE = 0.05
 
@@ -76,13 +78,55 @@ class AmqpSession:
         counts = [self._count(line) for line in lines(queue)]
         return None if counts[-1] is None else sum(count or 0 for count in counts)
 
+    def oldest(self, queue: str) -> float | None:  # noqa: ARG002  # the interface's signature
+        """RabbitMQ shows no message without handing it out, and then it has lost its place in the queue."""
+        return None
+
     def purge(self, queue: str) -> int:
         """Delete the ready messages of the queue and its lane; returns how many. A queue that does not exist holds none."""
-        return sum(self._ask(line, lambda channel, line: channel.queue_purge(line)) or 0 for line in lines(queue))
+        return sum(self._ask(line, lambda channel, line: int(channel.queue_purge(line))) or 0 for line in lines(queue))
 
     def holds(self, task_id: str) -> bool | None:  # noqa: ARG002  # the interface's signature
         """RabbitMQ knows messages by their queue alone."""
         return None
+
+    def find(self, task_id: str) -> list[Found] | None:  # noqa: ARG002  # the interface's signature
+        """RabbitMQ knows messages by their queue alone."""
+        return None
+
+    def stats(self, queue: str) -> QueueStats | None:
+        """How many messages are ready in the queue and its lane, and how many consume. RabbitMQ tells no more.
+
+        A worker whose slots are all taken has cancelled its consumers, so that none is no sign that there is no worker.
+        """
+        answers = [self._ask(line, lambda channel, line: channel.queue_declare(line, passive=True)) for line in lines(queue)]
+        if answers[-1] is None:
+            return None
+        return QueueStats(
+            ready=sum(answer.message_count for answer in answers if answer is not None),
+            consumers=answers[-1].consumer_count or None,
+        )
+
+    def verify(self, queue: str) -> None:
+        """Raises ``QueueMismatch`` where the queue or what belongs to it exists with other arguments; declares nothing new."""
+        for name in company(queue):
+            if self._count(name) is not None:
+                self._ask(name, self._declare)
+
+    def _declare(self, channel: Any, queue: str) -> None:
+        arguments = queue_arguments(queue, self._settings)
+        channel.queue_declare(queue, durable=True, auto_delete=False, arguments=arguments)
+
+    def delete(self, queue: str) -> None:
+        """Delete the queue, its lane and its dead-letter queue with what is in them."""
+        for name in company(queue):
+            self._ask(name, lambda channel, name: channel.queue_delete(name))
+
+    def server(self) -> tuple[str, tuple[int, ...]]:
+        """As the server introduced itself."""
+        named = self._connection.server_properties
+        numbers = re.findall(r"\d+", str(named.get("version", "")))
+        return str(named.get("product", "AMQP")), tuple(map(int, numbers[:3]))
 
     def letters(self, queue: str) -> Letters:
         """Open the queue to look at its ready messages and to take some out; there are none in one that does not exist.
@@ -150,9 +194,9 @@ class AmqpSession:
             raise broken from error
 
     def _count(self, line: str) -> int | None:
-        return self._ask(line, lambda channel, line: channel.queue_declare(line, passive=True).message_count)
+        return self._ask(line, lambda channel, line: int(channel.queue_declare(line, passive=True).message_count))
 
-    def _ask(self, line: str, question: Callable[[Any, str], int]) -> int | None:
+    def _ask(self, line: str, question: Callable[[Any, str], T]) -> T | None:
         """One question about a queue on a channel of its own: "no such queue" closes that channel, and nothing else."""
         self._connection.deadline = time.monotonic() + self._settings.publish_timeout
         with self._guard():

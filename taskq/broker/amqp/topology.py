@@ -6,6 +6,7 @@ A queue's name says what it is for::
     mail.returned         its lane: messages that have waited their turn and go first
     mail.dead             its dead letters
     mail.<unique>.held    one consumer's own: messages of the queue that it has held for long, see ``renewal``
+    taskq.trial.<unique>  there for a moment, to try whether all works
 
 Everything is declared without waiting for the answer: on one channel RabbitMQ works in order, so that a declaration stands
 before the message that needs it, and a refused one closes the channel. ``refusal`` puts that into words.
@@ -29,13 +30,15 @@ from kombu.transport.native_delayed_delivery import (
 
 from taskq.config import Settings, masked
 from taskq.errors import BrokerError, BrokerUnreachable, ConnectionLost, PublishRejected, QueueMismatch, UnsupportedFeature
-from taskq.message import Publication, dead_letter_queue
+from taskq.message import TRIAL_PREFIX, Publication, dead_letter_queue
 
 MAX_DELAY = 2**MAX_NUMBER_OF_BITS_TO_USE - 1
 #: AMQP's limit for names and routing keys, in bytes.
 MAX_NAME = 255
 #: How long a held queue stays when its consumer is gone, in seconds; what was in it has long moved on by then.
 HELD_QUEUE_EXPIRES = 86_400
+#: How long a trial queue stays that nobody uses, in seconds.
+TRIAL_QUEUE_EXPIRES = 60
 #: Where control entries are kept, see ``control``.
 PAUSES, REVOCATIONS = "taskq.control.pauses", "taskq.control.revocations"
 CONTROL_STREAMS: Mapping[str, Mapping[str, Any]] = {
@@ -62,7 +65,7 @@ def is_dead_letter_queue(queue: str) -> bool:
 
 def lane(queue: str) -> str:
     """The queue that is consumed together with ``queue``, for what goes first; dead letters have no such order."""
-    return queue if is_dead_letter_queue(queue) else f"{queue}{_LANE}"
+    return queue if is_dead_letter_queue(queue) or is_trial_queue(queue) else f"{queue}{_LANE}"
 
 
 def lines(queue: str) -> tuple[str, ...]:
@@ -73,6 +76,11 @@ def lines(queue: str) -> tuple[str, ...]:
 def held_queue(queue: str, unique: str) -> str:
     """The queue in which one consumer keeps what it has held of ``queue`` for long; ``unique`` is a UUID's 32 digits."""
     return f"{queue}.{unique}.held"
+
+
+def is_trial_queue(queue: str) -> bool:
+    """Whether the queue is there for a moment only."""
+    return queue.startswith(TRIAL_PREFIX)
 
 
 def is_held_queue(queue: str) -> bool:
@@ -86,10 +94,12 @@ def queue_arguments(queue: str, settings: Settings) -> Mapping[str, Any]:
         return CONTROL_STREAMS[queue]
     if is_held_queue(queue):
         return _held_arguments(_HELD.sub("", queue))
+    if is_trial_queue(queue):
+        # Should it never be deleted
+        return {"x-queue-type": settings.queue_type, "x-expires": TRIAL_QUEUE_EXPIRES * 1000}
     if settings.queue_type == "classic":
-        if settings.queue_max_priority and not is_dead_letter_queue(queue):
-            return {"x-max-priority": settings.queue_max_priority}
-        return {}
+        has_priorities = settings.queue_max_priority and not is_dead_letter_queue(queue)
+        return {"x-max-priority": settings.queue_max_priority} if has_priorities else {}
     if is_dead_letter_queue(queue):
         return {"x-queue-type": "quorum"}
     return {
@@ -133,7 +143,7 @@ class Topology:
         """The queue, its lane and its dead-letter queue, unless done before."""
         if queue in self._queues:
             return
-        names = _company(queue)
+        names = company(queue)
         for name in names:
             self._channel.queue_declare(
                 name, durable=True, auto_delete=False, nowait=True, arguments=queue_arguments(name, self._settings)
@@ -142,7 +152,7 @@ class Topology:
 
     def forget(self, queue: str) -> None:
         """The broker does not know the queue any more: declare it again when it is needed again."""
-        self._queues.difference_update(_company(queue))
+        self._queues.difference_update(company(queue))
         self._delayed.discard(queue)
         self._levels = False
 
@@ -186,9 +196,10 @@ class Topology:
             channel.exchange_bind(below, name, f"{any_higher_bits}0.#", nowait=True)
 
 
-def _company(queue: str) -> tuple[str, ...]:
+def company(queue: str) -> tuple[str, ...]:
     """The queue and what is declared with it."""
-    alone = is_dead_letter_queue(queue) or is_held_queue(queue) or queue in CONTROL_STREAMS
+    alone = any(of_its_kind(queue) for of_its_kind in (is_dead_letter_queue, is_held_queue, is_trial_queue))
+    alone = alone or queue in CONTROL_STREAMS
     return (queue,) if alone else (queue, lane(queue), dead_letter_queue(queue))
 
 
@@ -210,7 +221,7 @@ def check_priority(publication: Publication, settings: Settings) -> None:
 def check_route(publication: Publication) -> None:
     """Raises ``UnsupportedFeature`` for a queue name or a delay that RabbitMQ cannot carry."""
     queue, delay = publication.queue, publication.delay
-    size = max(len(name.encode()) for name in _company(queue))
+    size = max(len(name.encode()) for name in company(queue))
     if not queue or size > MAX_NAME:
         raise UnsupportedFeature(f"queue {queue!r}: RabbitMQ takes names of 1 to {MAX_NAME - len(_LANE)} bytes")
     if queue.endswith(_LANE):

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 #: The priority of a row that goes ahead of all others; those of messages are 0 to 9.
 FIRST = 10
+#: The delivery mode of a message that need not survive the loss of power, so that nobody waits for the disk.
+TRANSIENT = 1
 #: How many messages to claim at once where the consumer sets no prefetch count.
 _BATCH = 100
 
@@ -245,7 +247,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         queue is bound for.
         """
         message["properties"]["delivery_info"].update(exchange=exchange, routing_key=routing_key)
-        with self.database.transaction():
+        with self.database.transaction(durable=message["properties"].get("delivery_mode") != TRANSIENT):
             for queue in self._lookup(exchange, routing_key):
                 if not exchange:
                     self._new_queue(queue)

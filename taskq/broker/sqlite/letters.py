@@ -43,7 +43,7 @@ class SqliteLetters:
             seen = 0
             while rows := self._database.execute(_READ, (self._queue, priority, seen, self._youngest, _PAGE)):
                 for number, properties, body in rows:
-                    yield number, _read(properties, body)
+                    yield number, read(properties, body)
                 seen = rows[-1][0]
 
     def move(self, handle: int, publication: Publication) -> bool:
@@ -65,7 +65,8 @@ class SqliteLetters:
         """Nothing is held."""
 
 
-def _read(properties: bytes, body: bytes) -> Message:
+def read(properties: bytes, body: bytes) -> Message:
+    """The message in a row; of one whose properties can't be read, its body."""
     try:
         return decode(properties, body)
     except MessageError:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from taskq.broker.sqlite.channel import Channel
 from taskq.errors import UnsupportedFeature
-from taskq.message import Publication, dead_letter_queue
+from taskq.message import TRIAL_PREFIX, Publication, dead_letter_queue
 
 
 def publish(channel: Channel, publications: Iterable[Publication]) -> None:
@@ -45,6 +45,11 @@ def publish(channel: Channel, publications: Iterable[Publication]) -> None:
 
 def declare(channel: Channel, queue: str) -> None:
     """Make the queue and the one of its dead letters."""
-    channel.new_queue(queue)
-    if queue != dead_letter_queue(queue.removesuffix(".dead")):
-        channel.new_queue(dead_letter_queue(queue))
+    for name in company(queue):
+        channel.new_queue(name)
+
+
+def company(queue: str) -> tuple[str, ...]:
+    """The queue and what is declared with it."""
+    alone = queue == dead_letter_queue(queue.removesuffix(".dead")) or queue.startswith(TRIAL_PREFIX)
+    return (queue,) if alone else (queue, dead_letter_queue(queue))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Sequence
 
@@ -9,13 +10,31 @@ import kombu
 import msgspec
 
 from taskq import liveness
+from taskq.broker.interface import Found, QueueStats
 from taskq.broker.sqlite import controls
 from taskq.broker.sqlite.channel import Channel
-from taskq.broker.sqlite.letters import SqliteLetters
-from taskq.broker.sqlite.publication import publish
+from taskq.broker.sqlite.letters import SqliteLetters, read
+from taskq.broker.sqlite.properties import envelope
+from taskq.broker.sqlite.publication import company, publish
 from taskq.config import Settings
 from taskq.control import Control
-from taskq.message import Publication, dead_letter_queue
+from taskq.message import SENT, Publication, dead_letter_queue
+
+_FIND = "select id, queue, priority, due, owner, properties, body from messages where instr(properties, ?) order by id"
+# In the order in which workers get them.
+_AHEAD = """
+select count(*) from messages
+where queue = :queue and owner is null and due is null and (priority > :priority or (priority = :priority and id < :id))
+"""
+_STATS = """
+select (select count(*) from messages where queue = :queue and owner is not null),
+       (select count(*) from messages where queue = :queue and due is not null),
+       (select count(*) from consumers where queue = :queue)
+"""
+_OLDEST = """
+select properties from messages
+where id = (select min(id) from messages where queue = ? and owner is null and due is null)
+"""
 
 
 class SqliteSession:
@@ -42,6 +61,12 @@ class SqliteSession:
         liveness.reap(self.database, "consumer")
         return self._channel.depth(queue)
 
+    def oldest(self, queue: str) -> float | None:
+        """How long the queue's oldest ready message has waited, in seconds; None where it does not say, or there is none."""
+        rows = self.database.execute(_OLDEST, (queue,))
+        sent = envelope(rows[0][0]).headers.get(SENT) if rows else None
+        return max(0.0, time.time() - sent) if isinstance(sent, int | float) else None
+
     def purge(self, queue: str) -> int:
         """Delete the ready messages of the queue; returns how many."""
         liveness.reap(self.database, "consumer")
@@ -51,12 +76,49 @@ class SqliteSession:
     def holds(self, task_id: str) -> bool | None:
         """Whether a message of this task waits, or is in a worker's custody."""
         liveness.reap(self.database, "consumer")
-        sought = f'"id":{msgspec.json.encode(task_id).decode()}'.encode()
         dead = dead_letter_queue("")
         rows = self.database.execute(
-            "select 1 from messages where instr(properties, ?) and substr(queue, ?) <> ? limit 1", (sought, -len(dead), dead)
+            "select 1 from messages where instr(properties, ?) and substr(queue, ?) <> ? limit 1",
+            (_identity(task_id), -len(dead), dead),
         )
         return bool(rows)
+
+    def find(self, task_id: str) -> list[Found]:
+        """Where the messages of this task are, dead letters too."""
+        liveness.reap(self.database, "consumer")
+        found = []
+        for row in self.database.execute(_FIND, (_identity(task_id),)):
+            number, queue, priority, due, owner, properties, body = row
+            message = read(properties, body)
+            if due is not None:
+                found.append(Found(queue=queue, state="delayed", message=message, due=due))
+            elif owner is not None:
+                holder = liveness.holder(self.database, owner)
+                found.append(Found(queue=queue, state="held", message=message, holder=holder))
+            else:
+                ((ahead,),) = self.database.execute(_AHEAD, {"queue": queue, "priority": priority, "id": number})
+                found.append(Found(queue=queue, state="ready", message=message, ahead=ahead))
+        return found
+
+    def stats(self, queue: str) -> QueueStats | None:
+        """What there is to know of the queue, or None where there is no such queue. A message of Celery's has no age."""
+        ready = self.depth(queue)
+        if ready is None:
+            return None
+        ((held, delayed, consumers),) = self.database.execute(_STATS, {"queue": queue})
+        return QueueStats(ready=ready, consumers=consumers, held=held, delayed=delayed, oldest=self.oldest(queue))
+
+    def verify(self, queue: str) -> None:
+        """Queues have no arguments here."""
+
+    def delete(self, queue: str) -> None:
+        """Delete the queue and that of its dead letters, with what is in them."""
+        for name in company(queue):
+            self._channel.queue_delete(name)
+
+    def server(self) -> tuple[str, tuple[int, ...]]:
+        """The library is the server."""
+        return "SQLite", sqlite3.sqlite_version_info
 
     def letters(self, queue: str) -> SqliteLetters:
         """Open the queue to look at its ready messages and to take some out."""
@@ -76,6 +138,11 @@ class SqliteSession:
     def close(self) -> None:
         """Close the connection."""
         self._connection.release()
+
+
+def _identity(task_id: str) -> bytes:
+    """How the id stands in the properties of a task's message."""
+    return f'"id":{msgspec.json.encode(task_id).decode()}'.encode()
 
 
 def connect(url: str, timeout: float) -> kombu.Connection:

@@ -7,18 +7,16 @@ the middle of something. A connection belongs to the process that opened it; a f
 from __future__ import annotations
 
 import os
-import re
 import threading
 import time
 import weakref
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
-from urllib.parse import unquote
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from taskq.config import masked
+from taskq.config import masked, without_secrets
 from taskq.errors import BackendError, ConfigurationError
 from taskq.results.postgres.schema import prepare
 
@@ -51,8 +49,6 @@ select set_config('lock_timeout', '900ms', false),
        set_config('idle_in_transaction_session_timeout', '5s', false),
        set_config('default_transaction_isolation', 'read committed', false)
 """
-# Up to the last "@", as in ``masked``; and parameters.
-_SECRETS = re.compile(r"(?<=:)[^\s/][^\s]*(?=@)|(?<=password=)[^&\s]+")
 
 
 def patience_for(size: int) -> float:
@@ -239,11 +235,7 @@ def _shown(url: str) -> str:
 
 def _reason(error: Exception, url: str) -> str:
     """What the error says, on one line. libpq quotes pieces of a URL that it cannot read, and so pieces of a password."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    for secret in _SECRETS.findall(url):
-        for piece in filter(None, (secret, unquote(secret), *secret.split("@"))):
-            text = text.replace(piece, "***")
-    return text
+    return without_secrets(" ".join(str(error).split()) or type(error).__name__, url)
 
 
 _pools: weakref.WeakSet[Connections] = weakref.WeakSet()

@@ -19,7 +19,7 @@ from taskq.results.postgres.connections import PATIENCE, Connection, Connections
 from taskq.results.postgres.keys import integer, key_of
 from taskq.results.postgres.ledger import PostgresLedger
 from taskq.results.postgres.listener import CHANNEL, Listener, payloads
-from taskq.results.store import Chords, Record
+from taskq.results.store import Chords, Condition, Record
 
 #: How many expired rows go in one transaction, and for how many seconds a call goes on with that: the supervisor waits for it.
 _CHUNK = 2000
@@ -67,6 +67,12 @@ delete from taskq_results using due where taskq_results.id = due.id
 _EXPIRE_DOCUMENTS = """
 with due as (select name from taskq_documents where expires <= now() order by expires limit %s for update skip locked)
 delete from taskq_documents using due where taskq_documents.name = due.name
+"""
+
+_OPTIONS = ("fsync", "synchronous_commit", "full_page_writes")
+_CONDITION = """
+select extract(epoch from clock_timestamp()), current_setting('server_version'),
+       current_setting('fsync'), current_setting('synchronous_commit'), current_setting('full_page_writes')
 """
 
 
@@ -149,6 +155,19 @@ class PostgresResults:
         self._repeat(lambda: self._chords.expire(_CHUNK), stop)
         self._repeat(lambda: self._ledger.expire(_CHUNK), stop)
         return self._repeat(lambda: self._change(_EXPIRE, (_CHUNK,)), stop)
+
+    def condition(self) -> Condition:
+        """What decides whether PostgreSQL keeps what it has confirmed; raises ``BackendError``."""
+
+        def work(connection: Connection) -> Condition:
+            asked_at = time.time()
+            row = connection.execute(_CONDITION).fetchone()
+            moment, version, *values = row or ()
+            ahead = float(moment) - (asked_at + time.time()) / 2
+            options = dict(zip(_OPTIONS, map(str, values), strict=True))
+            return Condition(product="PostgreSQL", version=str(version).partition(" ")[0], ahead=ahead, options=options)
+
+        return self._connections.run(work)
 
     def close(self) -> None:
         """Close the connections."""

@@ -15,7 +15,7 @@ from redis.exceptions import ConnectionError as ConnectionFailed
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from taskq.config import masked
+from taskq.config import masked, without_secrets
 from taskq.errors import BackendError, ConfigurationError
 
 #: How many connections a process has at most, and for how many seconds a thread waits for one of them.
@@ -44,10 +44,12 @@ class Server:
             # Made and not opened: a wrong option would be told by the first call otherwise.
             pool.connection_class(**pool.connection_kwargs)
         except (ValueError, TypeError, RedisError) as error:
-            raise ConfigurationError(f"backend={masked(url)!r} is not a URL that Redis' client takes: {error}") from None
+            reason = without_secrets(str(error), url)
+            raise ConfigurationError(f"backend={masked(url)!r} is not a URL that Redis' client takes: {reason}") from None
         self.pool = pool
         self.client: Redis = Redis(connection_pool=pool)
         options = pool.connection_kwargs
+        self._url = url
         self._name = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
 
     @contextmanager
@@ -56,7 +58,9 @@ class Server:
         try:
             yield self.client
         except (RedisError, OSError) as error:
-            raise BackendError(f"the result backend, Redis at {self._name}, failed: {error}") from error
+            # A password that is not encoded may have been taken for a host or a path.
+            text = without_secrets(f"the result backend, Redis at {self._name}, failed: {error}", self._url)
+            raise BackendError(text) from error
 
     def close(self) -> None:
         """Close all connections, under other threads' hands too; the next call opens new ones."""

@@ -17,7 +17,7 @@ from taskq.results.redis.chords import RedisChords, not_json
 from taskq.results.redis.connection import Server, milliseconds
 from taskq.results.redis.ledger import RedisLedger
 from taskq.results.redis.listener import LOOK, Listener
-from taskq.results.store import Chords, Record, Status
+from taskq.results.store import Chords, Condition, Record, Status
 
 PREFIX = "celery-task-meta-"
 #: How many records go in one step, during which the server answers nobody else.
@@ -148,6 +148,18 @@ class RedisResults:
     def expire(self) -> int:
         """Redis forgets by itself."""
         return 0
+
+    def condition(self) -> Condition:
+        """What decides whether Redis forgets more than it should; raises ``BackendError``."""
+        with self._server.asked() as client:
+            asked_at = time.time()
+            seconds, microseconds = client.time()
+            ahead = seconds + microseconds / 1e6 - (asked_at + time.time()) / 2
+            # Not CONFIG GET, which many services keep for themselves.
+            told: Any = client.info()
+        names = ("maxmemory", "maxmemory_policy", "aof_enabled", "role")
+        options = {name: str(told[name]) for name in names if name in told}
+        return Condition(product="Redis", version=str(told.get("redis_version", "")), ahead=ahead, options=options)
 
     def close(self) -> None:
         """Close the connections."""

@@ -52,7 +52,11 @@ def test_every_command_but_the_demo_takes_the_app(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["send", "result", "workflow show", "queues", "purge", "config", "revoke", "pause", "resume", *DEAD, *SCHEDULE]
+    "name",
+    [
+        *("send", "result", "workflow show", "queues", "purge", "config", "revoke", "pause", "resume", *DEAD, *SCHEDULE),
+        *("status", "ps", "inspect", "scale", "shutdown"),
+    ],
 )
 def test_commands_that_print_data_print_json(name: str) -> None:
     assert "--json" in options(name)
@@ -93,6 +97,12 @@ def test_no_option_of_a_command_means_two_things(name: str) -> None:
         (["purge"], "Missing argument 'QUEUE'"),
         (["revoke"], "Missing argument 'ID...'"),
         (["pause"], "Missing argument 'QUEUE...'"),
+        (["inspect"], "Missing argument '{ping|stats|"),
+        (["inspect", "pong"], "'pong' is not one of 'ping', 'stats'"),
+        (["scale"], "Missing argument 'N'"),
+        (["scale", "0"], "0 is not in the range 1<=x<=1024"),
+        (["status", "--watch", "--json"], "--watch is a screen for people"),
+        (["ps", "-t", "0"], "0.0 is not in the range x>0.0"),
         (["dead", "lst"], "No such command 'lst'"),
         (["dead", "list", "--since", "yesterday"], "'yesterday' is no moment; write 2026-11-22T08:00, or 15m"),
         (["dead", "replay", "--rate", "0"], "Invalid value for '--rate': 0 is not a number above 0"),

@@ -79,8 +79,12 @@ class Noted:
         self.begun: list[Record] = []
         self.terms: list[Terms] = []
         self.released = 0
+        self.messages: list[tuple[str, float]] = []
         self._allowed = allowed
         self._terminated = terminated
+
+    def met(self, task: str, waited: float) -> None:
+        self.messages.append((task, waited))
 
     def may_begin(self, begun: Record) -> bool:
         self.begun.append(begun)

@@ -19,6 +19,7 @@ from taskq.workers.pipe import (
     OUTCOME,
     READY,
     SKIPPED,
+    UNKNOWN,
     Inbox,
     pack_answer,
     pack_delivery,
@@ -75,8 +76,14 @@ def test_an_empty_delivery() -> None:
 
 
 def test_reports_split_at_every_byte() -> None:
-    data = pack_report(0, READY) + pack_report(5, DONE, 12, FAILED) + pack_report(6, SKIPPED) + pack_report(7, DONE, 99)
-    whole = [(0, READY, 0, SUCCEEDED), (5, OUTCOME, 12, FAILED), (6, SKIPPED, 0, SUCCEEDED), (7, DONE, 99, SUCCEEDED)]
+    failed, succeeded = pack_report(5, DONE, 12, FAILED, 3, 0.5), pack_report(7, DONE, 99, SUCCEEDED, 0xFFFF, 86_400.0)
+    data = pack_report(0, READY) + failed + pack_report(6, SKIPPED) + succeeded
+    whole = [
+        (0, READY, 0, SUCCEEDED, 0, UNKNOWN),
+        (5, OUTCOME, 12, FAILED, 3, 0.5),
+        (6, SKIPPED, 0, SUCCEEDED, 0, UNKNOWN),
+        (7, DONE, 99, SUCCEEDED, 0xFFFF, 86_400.0),
+    ]
     for cut in range(len(data) + 1):
         first, rest = unpack_reports(data[:cut])
         second, rest = unpack_reports(rest + data[cut:])
@@ -121,4 +128,4 @@ def test_an_answer_is_found_among_the_deliveries_and_they_are_kept() -> None:
 
 def test_an_outcome_without_a_record_or_publications_is_still_an_outcome() -> None:
     reports, _ = unpack_reports(pack_report(1, ASKED, 0, Outcome("begun")) + pack_report(2, DONE, 0, Outcome("failed")))
-    assert [(kind, outcome) for _, kind, _, outcome in reports] == [(ASKED, Outcome("begun")), (OUTCOME, Outcome("failed"))]
+    assert [(kind, outcome) for _, kind, _, outcome, *_ in reports] == [(ASKED, Outcome("begun")), (OUTCOME, Outcome("failed"))]

@@ -77,3 +77,22 @@ def test_a_delivery_forgives_everything_and_a_busy_time_nothing() -> None:
     assert quiet(suspicion, 2 * end, MAIL, MAIL) == "reconnect"
     assert not suspicion.observe(3 * end, free_slots=False, delivered=0)
     assert quiet(suspicion, 3 * end, MAIL, MAIL) == "give up"
+
+
+def test_a_worker_is_deaf_from_the_verdict_until_something_is_delivered() -> None:
+    suspicion, end = Suspicion(0.0), WATCH_SECONDS + DOUBT_SECONDS
+    assert not suspicion.deaf
+    quiet(suspicion, 0.0, MAIL, MAIL)
+    assert suspicion.deaf
+    quiet(suspicion, end, MAIL, None)
+    assert suspicion.deaf, "a broker that could not be asked has cleared nobody"
+    suspicion.observe(2 * end, free_slots=True, delivered=1)
+    assert not suspicion.deaf
+
+
+@pytest.mark.parametrize(("first", "second"), [(frozenset(), MAIL), (MAIL, frozenset())])
+def test_a_worker_is_not_deaf_any_more_when_nothing_waits(first: frozenset[str], second: frozenset[str]) -> None:
+    suspicion, end = Suspicion(0.0), WATCH_SECONDS + DOUBT_SECONDS
+    quiet(suspicion, 0.0, MAIL, MAIL)
+    quiet(suspicion, end, first, second)
+    assert not suspicion.deaf
