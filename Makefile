@@ -20,7 +20,7 @@ demo: $(VENV)/installed ## See it at work: kills everywhere, nothing lost; under
 	@$(BIN)/taskq demo
 
 test: $(VENV)/installed-for-tests rabbitmq redis postgres lint ## Lint, then run every test
-	$(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 chaos: $(VENV)/installed-for-tests rabbitmq redis ## Break everything at random instants, on both brokers: make chaos SECONDS=120 SEED=1
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),120) $(if $(SEED),--seed $(SEED))

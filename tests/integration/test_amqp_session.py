@@ -77,7 +77,7 @@ def test_a_queue_that_refuses(rabbitmq: RabbitMQ, queue: str) -> None:
     rabbitmq.control("set_policy", "full", f"^{queue}$", '{"max-length": 2, "overflow": "reject-publish"}')
     session = AmqpSession(settings_for(rabbitmq.url, queue_type="classic"), 10)
     with pytest.raises(PublishRejected, match=queue):
-        session.publish(publications(queue, 10), time.monotonic() + 0.5)
+        session.publish(publications(queue, 10), time.monotonic() + 3.0)
     session.close()
     rabbitmq.control("clear_policy", "full")
 

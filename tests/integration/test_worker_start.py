@@ -33,7 +33,7 @@ def test_an_application_that_cannot_be_had_is_one_clear_error(sqlite_stage: Stag
         assert says in worker.text
         assert worker.text.count("Error") - worker.text.count("RuntimeError") == 1
         assert worker.logged("worker_started") == []
-        assert not worker.processes()
+        eventually(lambda: not worker.processes(), "nothing is left")
 
 
 def test_wrong_usage_is_exit_code_2(sqlite_stage: Stage) -> None:
