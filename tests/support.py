@@ -144,8 +144,9 @@ class Worker:
 
 def close_celery(client: Any) -> None:
     """Close a Celery application with all that it holds open: its pools are everybody's with the same URL."""
-    # Results unsubscribe when they are collected, which takes a server that is still there.
+    # Results unsubscribe when they are collected, and what is collected later would find no server any more.
     gc.collect()
+    client.backend.remove_pending_result = lambda result: result
     consumer = getattr(client.backend, "result_consumer", None)
     if consumer is not None:
         consumer.stop()
