@@ -37,7 +37,7 @@ from taskq.schedule import Schedule, ScheduleOptions, last_sent, schedule_of
 from taskq.serialization import plain_arguments, plain_result
 from taskq.signature import FLOW_OPTION_NAMES, Canvas, FlowOptions, Partial, Signature, unknown_option
 from taskq.step import NOTHING_FOLLOWS, Step, has_chord, settled
-from taskq.task import Task, TaskOptions
+from taskq.task import Task, TaskOptions, router
 from taskq.workflow import handle_of
 
 P = ParamSpec("P")
@@ -317,8 +317,7 @@ class TaskQ:
         return compose(call.task, msgspec.json.encode((args, kwargs, NOTHING_FOLLOWS)), task_id, options, queue, family, now)
 
     def _route(self, task: str) -> str:
-        known = self._tasks.get(task)
-        return (known.defaults.get("queue") if known is not None else None) or self.settings.default_queue
+        return router(self._tasks, self.settings.default_queue)(task)
 
     def _prepare(self, workflows: Sequence[tuple[Step, Follow]]) -> None:
         """Open the chords that begin, and keep the workflows' plans for whoever wants to see them."""
