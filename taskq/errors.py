@@ -16,6 +16,7 @@
     * ConnectionLost          an open connection broke
     * DatabaseError           an SQLite file is damaged, foreign, read-only, locked or its disk is full
     * BackendError            the result backend is unreachable or refuses
+      * RecordRefused         it refuses this one record, and would for ever
   * Verdict                   what a task raises on purpose
     * Retry                   run me again
     * Reject                  the message is wrong: to the dead letters, or back to the queue
@@ -72,10 +73,15 @@ class MessageError(TaskqError):
 class BrokerError(TaskqError):
     """The broker could not do what was asked.
 
-    From ``send_many``, ``confirmed`` holds the ids that the broker had taken responsibility for before it failed.
+    From ``send_many``, ``confirmed`` holds the ids that the broker had taken responsibility for before it failed. ``passing``
+    says that another try is worth it; what is refused for good stays refused, however often it is asked.
     """
 
     confirmed: tuple[str, ...] = ()
+
+    def __init__(self, *args: object, passing: bool = True) -> None:
+        super().__init__(*args)
+        self.passing = passing
 
 
 class BrokerUnreachable(BrokerError):
@@ -97,16 +103,21 @@ class PublishRejected(BrokerError):
 class QueueMismatch(BrokerError):
     """The queue exists with other arguments than the ones that taskq declares."""
 
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args, passing=False)
+
 
 class ConnectionLost(BrokerError):
     """An open connection to the broker broke.
 
     From a publication, ``unconfirmed`` holds the publications without a confirmation (None: any of them), and ``in_doubt`` says
-    whether the broker may have taken them all the same.
+    whether the broker may have taken them all the same. ``refused`` says that the broker broke it because of what one of them
+    held, so that sending the same again would break the next one too.
     """
 
     unconfirmed: tuple[Any, ...] | None = None
     in_doubt: bool = True
+    refused: bool = False
 
 
 class DatabaseError(BrokerError):
@@ -116,8 +127,7 @@ class DatabaseError(BrokerError):
     """
 
     def __init__(self, text: str, *, passing: bool = False) -> None:
-        super().__init__(text)
-        self.passing = passing
+        super().__init__(text, passing=passing)
 
 
 class BackendError(BrokerError):
@@ -125,6 +135,13 @@ class BackendError(BrokerError):
 
     A kind of ``BrokerError``, because a worker treats both alike: what has not been stored stays in custody, unacked.
     """
+
+
+class RecordRefused(BackendError):
+    """The result backend takes other records, but would never take this one: it is too large for it, for example."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args, passing=False)
 
 
 class Verdict(TaskqError):

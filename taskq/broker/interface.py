@@ -251,6 +251,13 @@ class Line(Protocol):
         """Close the connection."""
 
 
+class Check(Protocol):
+    """Finds out what a broker would refuse, without asking it, so that it is refused where somebody can mend it."""
+
+    def __call__(self, publication: Publication, /) -> None:
+        """Raises ``ConfigurationError`` or ``MessageTooLarge`` for what this broker, set up as it is, could never carry."""
+
+
 class Decode(Protocol):
     """Reads a delivery's bytes: ``decode(properties, body)``; raises ``MessageError`` for what it cannot read."""
 

@@ -28,6 +28,7 @@ from kombu.transport.native_delayed_delivery import (
     level_name,
 )
 
+from taskq.broker.interface import Check
 from taskq.config import Settings, masked
 from taskq.errors import BrokerError, BrokerUnreachable, ConnectionLost, PublishRejected, QueueMismatch, UnsupportedFeature
 from taskq.message import TRIAL_PREFIX, Publication, dead_letter_queue
@@ -201,6 +202,17 @@ def company(queue: str) -> tuple[str, ...]:
     alone = any(of_its_kind(queue) for of_its_kind in (is_dead_letter_queue, is_held_queue, is_trial_queue))
     alone = alone or queue in CONTROL_STREAMS
     return (queue,) if alone else (queue, lane(queue), dead_letter_queue(queue))
+
+
+def checker(settings: Settings) -> Check:
+    """See ``taskq.broker.interface.Check``."""
+
+    def check(publication: Publication) -> None:
+        if not publication.reply:
+            check_priority(publication, settings)
+            check_route(publication)
+
+    return check
 
 
 def check_priority(publication: Publication, settings: Settings) -> None:

@@ -9,16 +9,21 @@ from taskq.errors import UnsupportedFeature
 from taskq.message import TRIAL_PREFIX, Publication, dead_letter_queue
 
 
+def check(publication: Publication) -> None:
+    """Raises ``UnsupportedFeature`` for a reply: nobody would ever take it out of its queue."""
+    if publication.reply:
+        raise UnsupportedFeature("an SQLite broker has no reply queues; backend='rpc://' needs an amqp:// broker")
+
+
 def publish(channel: Channel, publications: Iterable[Publication]) -> None:
     """Declare the queues and store the messages in one transaction, or as a part of the current one.
 
-    Raises ``UnsupportedFeature`` for a reply: nobody would ever take it out of its queue.
+    Raises as ``check``.
     """
     declared: set[str] = set()
     with channel.database.transaction():
         for publication in publications:
-            if publication.reply:
-                raise UnsupportedFeature("an SQLite broker has no reply queues; backend='rpc://' needs an amqp:// broker")
+            check(publication)
             if publication.queue not in declared:
                 declare(channel, publication.queue)
                 declared.add(publication.queue)
