@@ -1,6 +1,8 @@
 """The link: the supervisor's connection to the broker, made again whenever it breaks.
 
 Connecting blocks, so a thread does it, with back-off; the loop goes on meanwhile. What happens is said once, not at each try.
+Where a connection served nobody before it was lost, or the broker broke it over something that it was sent, the next one is
+made later each time: what breaks every connection at once must not become a storm at the broker.
 """
 
 from __future__ import annotations
@@ -32,40 +34,64 @@ class Link:
         self._wake = wake
         self._closed = threading.Event()
         self._connected_before = False
+        self._delay = 0.0
         self.arrived: SimpleQueue[Consumer | TaskqError] = SimpleQueue()
+        self._wanted: SimpleQueue[bool | None] = SimpleQueue()
+        # One thread for all connections: at a limit of processes, as in many a container, a new one could not be started.
+        self._thread = threading.Thread(target=self._serve, name="taskq-link", daemon=True)
+        self._thread.start()
 
-    def connect(self) -> None:
-        """Begin to connect; the consumer comes through ``arrived``."""
-        threading.Thread(target=self._connect, name="taskq-link", daemon=True).start()
+    def connect(self, *, at_once: bool = True) -> None:
+        """Begin to connect; the consumer comes through ``arrived``. Without ``at_once``, after a pause, longer each time."""
+        self._wanted.put(at_once)
 
     def close(self) -> None:
         """Stop trying."""
         self._closed.set()
+        self._wanted.put(None)
+
+    def _serve(self) -> None:
+        while (at_once := self._wanted.get()) is not None and not self._closed.is_set():
+            if at_once:
+                self._delay = 0.0
+            else:
+                self._back_off()
+            self._connect()
+
+    def _back_off(self) -> None:
+        self._delay = min(max(2 * self._delay, FIRST_DELAY), LONGEST_DELAY)
+        self._closed.wait(self._delay * random.uniform(0.8, 1.2))
 
     def _connect(self) -> None:
-        started, delay, tries = time.monotonic(), FIRST_DELAY, 0
+        started, tries = time.monotonic(), 0
         while not self._closed.is_set():
             tries += 1
-            consumer = self._open()
             try:
-                consumer.connect(CONNECT_TIMEOUT)
+                consumer = self._connected()
             except (BrokerUnreachable, ConnectionLost, DatabaseError) as error:
                 if isinstance(error, DatabaseError) and not error.passing:
                     self._arrive(error)
                     return
                 if tries == 1:
                     logger.warning("broker_unreachable", broker=self._url, error=str(error), retry="with back-off")
-                self._closed.wait(delay * random.uniform(0.8, 1.2))
-                delay = min(2 * delay, LONGEST_DELAY)
-                continue
             except TaskqError as error:
                 self._arrive(error)
                 return
-            if self._connected_before or tries > 1:
-                logger.info("broker_connected", broker=self._url, tries=tries, seconds=round(time.monotonic() - started, 3))
-            self._connected_before = True
-            self._arrive(consumer)
-            return
+            except Exception as error:  # a worker that tries no more, and says nothing of it, would look alive for ever
+                logger.error("connecting_failed", broker=self._url, error=repr(error), exc_info=error)
+            else:
+                if self._connected_before or tries > 1:
+                    seconds = round(time.monotonic() - started, 3)
+                    logger.info("broker_connected", broker=self._url, tries=tries, seconds=seconds)
+                self._connected_before = True
+                self._arrive(consumer)
+                return
+            self._back_off()
+
+    def _connected(self) -> Consumer:
+        consumer = self._open()
+        consumer.connect(CONNECT_TIMEOUT)
+        return consumer
 
     def _arrive(self, what: Consumer | TaskqError) -> None:
         self.arrived.put(what)
