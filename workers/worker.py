@@ -25,6 +25,7 @@ from taskq.workers.reload import Reloader, consumed
 from taskq.workers.remote import Remote
 from taskq.workers.scheduler import Scheduler, Timetable
 from taskq.workers.supervisor import Supervisor
+from taskq.workers.upkeep import Upkeep
 from taskq.workers.wakeup import Signals
 from taskq.workers.watcher import Watcher
 from taskq.workers.web import Server
@@ -75,9 +76,11 @@ def run_worker(spec: str, command_line: dict[str, Any]) -> int:
     server = start_server(supervisor)
     reloader = Reloader(supervisor, ready, launch, worker, watcher)
     remote = start_remote(ready, supervisor)
+    upkeep = Upkeep(settings)
+    upkeep.start()
     reaper.watch()
     code = supervisor.run(reloader)
-    for thread in (remote, server):
+    for thread in (remote, server, upkeep):
         if thread is not None:
             thread.stop()
     reloader.stop_scheduler()
