@@ -21,13 +21,14 @@ import msgspec
 
 from taskq import log
 from taskq.config import Settings
+from taskq.decoding import decoded
 from taskq.launch import Route
 from taskq.message import ALONE, CRASHES, RETURNS, SUSPECTED, Message
 from taskq.results.store import Record
-from taskq.workers.ending import ended_badly
+from taskq.workers.ending import counted, ended_badly
 from taskq.workers.launcher import Death
 from taskq.workers.note import NO_TERMS, Terms
-from taskq.workers.outcome import AT_MOST_ONCE, Outcome, again, dead_letter, failure, record, revoked, with_attempt
+from taskq.workers.outcome import Outcome, again, dead_letter, failure, record, revoked, runs_at_most_once, with_attempt
 
 #: From how many unexplained returns on a message is suspected without any proof: connections break more often than workers.
 SUSPICIOUS = 5
@@ -35,6 +36,17 @@ SUSPICIOUS = 5
 Reason = Literal["time limit", "memory limit", "revoked"]
 
 logger = log.get_logger("taskq.crashes")
+
+
+class _Begun(msgspec.Struct):
+    retries: int = 0
+
+
+class _Beginning(msgspec.Struct):
+    result: _Begun
+
+
+_BEGINNING: msgspec.json.Decoder[_Beginning] = msgspec.json.Decoder(_Beginning)
 
 
 class Blame(enum.Enum):
@@ -138,9 +150,9 @@ class Coroner:
         if record is not None and _begun_once_by(record) == message.count("retries"):
             detail = "its worker vanished after the task had begun, and it runs at most once"
             return self._dead(queue, message, "lost", detail, End(Death()), kind="WorkerLost")
-        if record is not None and record.is_end and _ran_at_most_once(record):
-            # It has ended, and only the ack was lost.
-            return Outcome("succeeded")
+        if record is not None and record.is_end and runs_at_most_once(record):
+            # It has ended, and only the ack was lost; or its chord has yet to count it.
+            return counted(Outcome("succeeded"), message, record, self._route)
         proven = orphaned or begun
         if ALONE in message.headers:
             if not proven:
@@ -197,11 +209,8 @@ def _about(queue: str, message: Message) -> dict[str, Any]:
     return {"task_id": message.headers.get("id"), "task": message.headers.get("task"), "queue": queue}
 
 
-def _ran_at_most_once(record: Record) -> bool:
-    return bool(msgspec.json.decode(record.meta).get(AT_MOST_ONCE))
-
-
 def _begun_once_by(record: Record) -> int | None:
     """How many retries the task had had when it began; None unless it has begun, and must not begin twice."""
-    meta = msgspec.json.decode(record.meta)
-    return int(meta["result"]["retries"]) if record.status == "STARTED" and meta.get(AT_MOST_ONCE) else None
+    if record.status != "STARTED" or not runs_at_most_once(record):
+        return None
+    return decoded(_BEGINNING.decode, record.meta, "the record of a task that has begun").result.retries

@@ -2,29 +2,32 @@
 
 A delivery waits in the backlog, lies with a child (``slot.pending``), waits to run alone (``suspects``), or has ended and is
 being settled; it is never in two of these and leaves only through ``settle``. When the connection to the broker breaks, all
-that is held goes to ``limbo`` until the broker hands it out again.
+that is held goes to ``limbo`` until the broker hands it out again, and comes back through ``returns``.
+
+Whatever a message holds, a child reports or an error says of one delivery, it is that delivery's: it ends as a dead letter then
+(``last_resort``), and its neighbours hear nothing of it.
 """
 
 from __future__ import annotations
 
-import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from taskq import log
 from taskq.broker.interface import Decode, Delivery
 from taskq.config import Settings
 from taskq.control import Control
-from taskq.errors import BrokerError, MessageError
-from taskq.message import Message, undecodable
+from taskq.message import Message
 from taskq.workers.crashes import Blame, Coroner, End
+from taskq.workers.last_resort import in_words
 from taskq.workers.launcher import Death
-from taskq.workers.limbo import Limbo, Return
 from taskq.workers.orders import Orders
-from taskq.workers.outcome import Outcome, again
+from taskq.workers.outcome import Outcome, again, runs_at_most_once
 from taskq.workers.pace import STUCK, Pace
 from taskq.workers.pipe import ASKED, BEGUN, READY, SKIPPED
+from taskq.workers.returns import Returns
 from taskq.workers.settle import Settler
 from taskq.workers.slot import Slot
 from taskq.workers.suspects import Suspects, is_marked
@@ -33,8 +36,6 @@ from taskq.workers.suspects import Suspects, is_marked
 RECALL_SECONDS = 0.005
 #: From how many deliveries on a child is said to have enough before it.
 WORTH_A_PAUSE = 16
-#: For how long after a lost connection nothing is proven by a message that comes back, in seconds.
-OUTAGE_SECONDS = 30.0
 
 logger = log.get_logger("taskq.custody")
 
@@ -59,15 +60,16 @@ class Custody:
         self.orders = Orders(identify)
         self.pace = Pace(settings.prefetch)
         self.most_tasks = settings.max_tasks_per_child
-        self._read = read
         #: Whether the delivery will come back orphaned should this worker die now; the consumer's, once there is one.
         self.secure: Callable[[Delivery], bool] = lambda _: False
-        self._begun = begun
         self._coroner = coroner
-        self.limbo = Limbo(identify)
-        self.returned: deque[Delivery] = deque()
+        self._returns = Returns(settler, coroner, read, identify, begun)
+        self.limbo = self._returns.limbo
+        self.returned = self._returns.waiting
+        self.message = self._returns.message
         self._draining = False
-        self._connection_lost_at = -OUTAGE_SECONDS
+        #: Which child has leave to run a task that runs at most once, by the task's id, and under which number.
+        self._may_run: dict[str, tuple[Slot, int]] = {}
         self._last_number = 0
         self._recalled: dict[Slot, float] = {}
 
@@ -163,32 +165,58 @@ class Custody:
                 slot.ready = slot.has_served = True
                 slot.failed_starts = 0
                 continue
-            if kind == ASKED:
-                self._let_begin(slot, number, outcome)
-                continue
             if kind == BEGUN:
                 self.settler.note(outcome.record)
                 continue
-            delivery = slot.pending.pop(number, None)
-            if kind == SKIPPED:
-                self._return([delivery] if delivery is not None else [])
-                continue
-            self.settler.vitals.ended(slot.ran(task), outcome, microseconds / 1e6, waited)
-            self.pace.observe(microseconds / 1e6)
-            # None cannot be: what was collected after a recall is skipped by the child. Its message is not ours to ack then.
-            if delivery is not None:
-                self._settle(delivery, outcome, microseconds)
+            delivery = slot.pending.get(number)
+            try:
+                if kind == ASKED:
+                    self._let_begin(slot, number, delivery, outcome)
+                    continue
+                slot.pending.pop(number, None)
+                if kind == SKIPPED:
+                    self._return([delivery] if delivery is not None else [])
+                    continue
+                self.settler.vitals.ended(slot.ran(task), outcome, microseconds / 1e6, waited)
+                self.pace.observe(microseconds / 1e6)
+                # None cannot be: what was collected after a recall the child skips. Its message is not ours to ack then.
+                if delivery is not None:
+                    self._settle(delivery, outcome, microseconds)
+            except Exception as error:  # whatever is in the report, it is about this delivery
+                logger.error("report_unusable", slot=slot.index, error=in_words(error), exc_info=error)
+                slot.answer(number, False)
+                if slot.pending.pop(number, delivery) is not None and delivery is not None:
+                    self.settler.add(delivery, self.settler.last_resort.dead_letter(delivery, error))
         slot.worn = slot.worn or slot.worn_out(self.most_tasks)
 
-    def _let_begin(self, slot: Slot, number: int, begun: Outcome) -> None:
+    def _let_begin(self, slot: Slot, number: int, delivery: Delivery | None, begun: Outcome) -> None:
         """The child asks leave to begin: it gets it when that is recorded, or when of all copies of a tick this may run."""
-        delivery = slot.pending.get(number)
-        if delivery is not None and begun.record is None:
-            self.settler.ask(delivery, self.message(delivery), functools.partial(slot.answer, number))
-        elif delivery is None or delivery.tag is None:
+        record = begun.record
+        if delivery is None or (record is not None and delivery.tag is None):
             slot.answer(number, False)
+        elif record is None:
+            self.settler.ask(delivery, self.message(delivery), (slot, number))
+        elif self._runs_here(record.id):
+            # The same message was sent twice, and this copy has come while the other one runs.
+            del slot.pending[number]
+            slot.answer(number, False)
+            self._end(delivery, Outcome("dropped"))
         else:
-            self.settler.add(delivery, begun, functools.partial(slot.answer, number))
+            self._may_run[record.id] = slot, number
+            self.settler.add(delivery, begun, (slot, number))
+
+    def _runs_here(self, task_id: str) -> bool:
+        """Whether a child of this worker has leave to run this task, or waits for it."""
+        self._may_run = {key: (slot, number) for key, (slot, number) in self._may_run.items() if number in slot.pending}
+        return task_id in self._may_run
+
+    def answer(self) -> None:
+        """Tell the children that asked what has come of it; to be called after each pass of the settler."""
+        answers, self.settler.answers = self.settler.answers, []
+        for slot, number, granted, settled in answers:
+            if settled:
+                slot.pending.pop(number, None)
+            slot.answer(number, granted)
 
     def child_died(self, slot: Slot, death: Death, blame: Blame) -> None:
         """The slot's child is dead: finished tasks are settled, unstarted ones handed on, the one it ran is judged."""
@@ -207,7 +235,15 @@ class Custody:
             return
         seconds = max(0.0, time.monotonic() - slot.note.started)
         end = End(death, slot.note.terms(), seconds, condemned, slot.black_box())
-        self._end(victim, self._coroner.decide(victim.queue, self.message(victim), end, blame))
+        self._decide(victim, self._coroner.decide, end, blame)
+
+    def _decide(self, delivery: Delivery, decide: Callable[..., Outcome], *facts: Any) -> None:
+        """The delivery ends as ``decide`` says, which is given its queue, its message and the facts."""
+        try:
+            outcome = decide(delivery.queue, self.message(delivery), *facts)
+        except Exception as error:  # noqa: BLE001  # whatever the message holds, it is the end of that message alone
+            outcome = self.settler.last_resort.dead_letter(delivery, error)
+        self._end(delivery, outcome)
 
     def _end(self, delivery: Delivery, outcome: Outcome) -> None:
         self.settler.vitals.decided(outcome)
@@ -217,6 +253,9 @@ class Custody:
         self.settler.tap.ended(delivery, outcome, microseconds)
         if delivery.tag is None:
             self.limbo.ended(delivery, outcome)
+            if outcome.record is not None and runs_at_most_once(outcome.record):
+                # Whoever has its message meanwhile takes it for lost, and must find out that it has ended after all.
+                self.settler.note(outcome.record)
         else:
             self.settler.add(delivery, outcome)
 
@@ -229,38 +268,16 @@ class Custody:
 
     def _judge(self) -> None:
         """Find out what the messages are that came back although nobody gave them back."""
-        while self.returned:
-            delivery = self.returned[0]
-            claim = self.limbo.claim(delivery)
-            if isinstance(claim, Outcome):
-                self.settler.add(delivery, claim)
-            elif claim is Return.UNBEGUN:
-                delivery.redelivered = False
+        if not self.returned:
+            return
+        for delivery, outcome, stranger, breaks in self._returns.judge():
+            if outcome is None:
                 self._place(delivery)
-            elif claim is Return.STRANGER:
-                outcome = self._came_back(delivery)
-                if outcome is None:
-                    return
+            elif stranger:
+                self.suspects.beware(time.monotonic())
                 self._end(delivery, outcome)
-            self.returned.popleft()
-
-    def _came_back(self, delivery: Delivery) -> Outcome | None:
-        """What becomes of a message that came back unasked; None where that can't be found out now."""
-        message = self.message(delivery)
-        task_id = message.headers.get("id")
-        kept, begun = None, False
-        if isinstance(task_id, str):
-            try:
-                [kept] = self.settler.store.fetch([task_id]) if self.settler.store is not None else [None]
-            except BrokerError as error:
-                # It may be a task that runs at most once: without an answer it must not run. It is asked again.
-                logger.warning("backend_failed", error=str(error), waiting=len(self.returned))
-                return None
-            begun = self._begun(task_id)
-        self.suspects.beware(time.monotonic())
-        # Where our own connection has just broken, so may that of whoever had it, and no worker need have died.
-        orphaned = delivery.orphaned and time.monotonic() > self._connection_lost_at + OUTAGE_SECONDS
-        return self._coroner.came_back(delivery.queue, message, orphaned=orphaned, begun=begun, record=kept)
+            else:
+                self.settler.add(delivery, outcome, breaks=breaks)
 
     def _isolate(self) -> None:
         """Bring it about that one suspect is all that is held, and run it then.
@@ -272,8 +289,8 @@ class Custody:
             in_long_task = any(slot.stuck for slot in self.slots)
             while suspects.waiting:
                 delivery = suspects.waiting.popleft()
-                if in_long_task and not suspects.overdue(message := self.message(delivery)):
-                    self._end(delivery, suspects.passed_on(delivery.queue, message))
+                if in_long_task and not suspects.overdue(self.message(delivery)):
+                    self._decide(delivery, suspects.passed_on)
                 else:
                     self._give_back(delivery)
                     suspects.quieten()
@@ -355,19 +372,22 @@ class Custody:
             self._give_back(self.backlog.popleft())
 
     def _give_back(self, delivery: Delivery) -> None:
-        self._end(delivery, again("given back", delivery.queue, self.message(delivery), first=True))
+        self._decide(delivery, _given_back)
 
-    def lose_connection(self, now: float) -> None:
-        """The connection broke: nothing held can be acked any more; the broker delivers all of it again."""
-        self._connection_lost_at = now
-        for settlement in self.settler.drop_lost():
-            if settlement.then is not None:
+    def lose_connection(self, now: float, *, refused: bool = False) -> None:
+        """The connection broke: nothing held can be acked any more; the broker delivers all of it again.
+
+        ``refused``: the broker closed it because of what a settlement published.
+        """
+        for settlement in self.settler.drop_lost(refused=refused):
+            if settlement.asked is not None:
                 # It must not begin: its message may be with another worker already.
-                settlement.then(False)
+                slot, number = settlement.asked
+                slot.answer(number, False)
             elif settlement.outcome.event == "given back":
                 self.limbo.unbegun(settlement.delivery)
             else:
-                self.limbo.ended(settlement.delivery, settlement.outcome)
+                self.limbo.ended(settlement.delivery, settlement.outcome, settlement.breaks)
         for slot in self.slots:
             for delivery in slot.pending.values():
                 self.limbo.orphan(delivery)
@@ -375,7 +395,7 @@ class Custody:
             self.limbo.unbegun(delivery)
         self.backlog.clear()
         self.suspects.waiting.clear()
-        self.returned.clear()
+        self._returns.lose_connection(now)
         self._recall(self.slots, now)
 
     # What operators say
@@ -389,11 +409,8 @@ class Custody:
 
     def _revoke(self, delivery: Delivery) -> None:
         """The task is not run, and that is its end."""
-        self._end(delivery, self._coroner.revoked(delivery.queue, self.message(delivery)))
+        self._decide(delivery, self._coroner.revoked)
 
-    def message(self, delivery: Delivery) -> Message:
-        """The message, decoded: only for what must be published again, and for rare questions."""
-        try:
-            return self._read(delivery.properties, delivery.body)
-        except MessageError:
-            return undecodable(delivery.body)
+
+def _given_back(queue: str, message: Message) -> Outcome:
+    return again("given back", queue, message, first=True)

@@ -7,11 +7,13 @@ could not run, or whose process died. So a workflow goes on, or fails, whatever 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from taskq import log
+from taskq.decoding import decoded
 from taskq.errors import ConfigurationError, MessageError
 from taskq.launch import Failed, Follow, Member, Route, failed, gathered, succeeded
 from taskq.message import Message
@@ -22,6 +24,14 @@ from taskq.workers.outcome import Flow, Outcome, record
 
 logger = log.get_logger("taskq.workflow")
 
+
+class _End(msgspec.Struct):
+    result: Any = None
+
+
+_END: msgspec.json.Decoder[_End] = msgspec.json.Decoder(_End)
+#: How often the end of a chord's body may be refused that is only recorded, before nobody is told of it.
+_TOLD = 2
 _PARTS: msgspec.json.Decoder[tuple[msgspec.Raw, msgspec.Raw, Embed]] = msgspec.json.Decoder(
     tuple[msgspec.Raw, msgspec.Raw, Embed]
 )
@@ -62,11 +72,22 @@ def ended_well(outcome: Outcome, message: Message, embed: Embed, value: Any, rou
 
 
 def ended_badly(
-    outcome: Outcome, message: Message, described: dict[str, Any], route: Route, *, traceback: str | None = None
+    outcome: Outcome,
+    message: Message,
+    described: dict[str, Any],
+    route: Route,
+    *,
+    traceback: str | None = None,
+    followed: bool = False,
 ) -> Outcome:
-    """The message's task has ended with this failure, as results describe it. What its message can't tell cannot be told on."""
+    """The message's task has ended with this failure, as results describe it. What its message can't tell cannot be told on.
+
+    ``followed``: what was to follow it has been sent already, so that only its chord has yet to count it.
+    """
     try:
         embed = read_embed(message)
+        if followed:
+            embed = Embed(chord=embed.chord)
         if embed == NOTHING_FOLLOWS:
             return outcome
         status: Status = "REVOKED" if outcome.event == "revoked" else "FAILURE"
@@ -77,17 +98,41 @@ def ended_badly(
         return outcome
 
 
-def chord_ended(member: Member, gathering: Gathering, route: Route) -> Outcome:
-    """All members of a chord have ended. A body that cannot be sent has failed, as one that can't run would have."""
+def counted(outcome: Outcome, message: Message, end: Record, route: Route) -> Outcome:
+    """The message's task ended before, with this record, and all that may be missing is that its chord has counted it."""
+    meta = decoded(_END.decode, end.meta, "the record of the task's end")
+    try:
+        embed = Embed(chord=read_embed(message).chord)
+        if end.status in ("SUCCESS", "IGNORED"):
+            return ended_well(outcome, message, embed, meta.result, route)
+        what = Failed(str(message.headers.get("id")), str(message.headers.get("task")), end.status, meta.result)
+        return _followed(outcome, failed(message, embed, what, route, time.time()), message)
+    except (MessageError, ConfigurationError):
+        return outcome
+
+
+def chord_ended(member: Member, gathering: Gathering, route: Route, refused: Sequence[str] = ()) -> Outcome:
+    """All members of a chord have ended. A body that cannot be sent has failed, as one that can't run would have.
+
+    ``refused`` says why what came of this before could not take effect: after the body, its failure is told to its errbacks,
+    then only recorded, and then nobody is told.
+    """
     now = time.time()
     try:
         try:
-            follow = gathered(member, gathering.members, route, now, shape=gathering.shape)
+            follow = None if refused else gathered(member, gathering.members, route, now, shape=gathering.shape)
         except ConfigurationError as error:
-            broken = msgspec.structs.replace(member.part, status="FAILURE", result=msgspec.json.encode(str(error)))
+            follow, refused = None, [str(error)]
+        if follow is None:
+            broken = msgspec.structs.replace(member.part, status="FAILURE", result=msgspec.json.encode(refused[0]))
             follow = gathered(member, [broken], route, now)
+        if len(refused) > 1:
+            follow = msgspec.structs.replace(follow, publish=())
     except MessageError as error:
         logger.error("chord_body_unreadable", chord=member.part.chord, error=str(error))
+        return Outcome("gathered")
+    if len(refused) > _TOLD:
+        logger.error("chord_body_lost", chord=member.part.chord, error=refused[-1])
         return Outcome("gathered")
     return _followed(Outcome("gathered"), follow, None)
 

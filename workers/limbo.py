@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from taskq.broker.interface import Delivery
 from taskq.workers.outcome import Outcome
@@ -25,14 +26,31 @@ class Return(enum.Enum):
     STRANGER = enum.auto()
 
 
+class Ended(NamedTuple):
+    """An outcome that waits for its message since that moment; ``breaks`` is what its settlement said of them."""
+
+    outcome: Outcome
+    breaks: int
+    since: float
+
+
 class Limbo:
-    """Remembers by task id; ``identify`` reads it out of a delivery's properties."""
+    """Remembers by task id; ``identify`` reads it out of a delivery's properties.
+
+    Nothing is forgotten while there is no connection, and for ``REMEMBERED`` seconds from ``connected`` on: only then can it be
+    asked for.
+    """
 
     def __init__(self, identify: Callable[[bytes], str | None]) -> None:
         self._identify = identify
         self._orphans: dict[str, Delivery] = {}
-        self._ends: dict[str, tuple[Outcome, float]] = {}
+        self._ends: dict[str, Ended] = {}
         self._unbegun: dict[str, float] = {}
+        self._forget_from = 0.0
+
+    def connected(self, now: float) -> None:
+        """There is a connection again, and the messages begin to come back."""
+        self._forget_from = now + REMEMBERED
 
     def orphan(self, delivery: Delivery) -> None:
         """The delivery lies with a child; it can't be acked any more."""
@@ -47,13 +65,13 @@ class Limbo:
             self._orphans.pop(task_id, None)
             self._unbegun[task_id] = time.monotonic()
 
-    def ended(self, delivery: Delivery, outcome: Outcome) -> None:
+    def ended(self, delivery: Delivery, outcome: Outcome, breaks: int = 0) -> None:
         """The delivery ended here, and its message can't be acked yet."""
         if task_id := self._identify(delivery.properties):
             self._orphans.pop(task_id, None)
-            self._ends[task_id] = outcome, time.monotonic()
+            self._ends[task_id] = Ended(outcome, breaks, time.monotonic())
 
-    def claim(self, delivery: Delivery) -> Return | Outcome:
+    def claim(self, delivery: Delivery) -> Return | Ended:
         """A message came back: what it is, or the outcome that has waited for it."""
         if not (self._orphans or self._ends or self._unbegun):
             return Return.STRANGER
@@ -65,12 +83,14 @@ class Limbo:
             orphan.properties = delivery.properties
             return Return.RUNNING
         if end := self._ends.pop(task_id, None):
-            return end[0]
+            return end
         return Return.UNBEGUN if self._unbegun.pop(task_id, None) is not None else Return.STRANGER
 
     def forget_old(self, now: float) -> None:
-        """Forget what nobody will ask for."""
-        for task_id in [task_id for task_id, (_, since) in self._ends.items() if now - since > REMEMBERED]:
+        """Forget what nobody will ask for; there is a connection."""
+        if now < self._forget_from:
+            return
+        for task_id in [task_id for task_id, end in self._ends.items() if now - end.since > REMEMBERED]:
             del self._ends[task_id]
         for task_id in [task_id for task_id, since in self._unbegun.items() if now - since > REMEMBERED]:
             del self._unbegun[task_id]

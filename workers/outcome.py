@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from taskq.decoding import decoded
 from taskq.launch import Member
 from taskq.message import (
     ALONE,
@@ -111,6 +112,18 @@ def record(
         meta[AT_MOST_ONCE] = True
     lasting = at_most_once and status == "STARTED"
     return Record(task_id, status, msgspec.json.encode(meta), message.attempt, lasting, message.reply_to)
+
+
+class _Meta(msgspec.Struct):
+    at_most_once: bool = False
+
+
+_META: msgspec.json.Decoder[_Meta] = msgspec.json.Decoder(_Meta)
+
+
+def runs_at_most_once(kept: Record) -> bool:
+    """Whether the record is of a task that must not run again. Raises ``MessageError`` for one that can't be read."""
+    return decoded(_META.decode, kept.meta, "the record of a task").at_most_once
 
 
 def failure(exc_type: str, args: list[Any], exc_module: str = "taskq.errors") -> dict[str, Any]:

@@ -7,6 +7,10 @@ transaction, and nothing is even repeated.
 A workflow adds a step on either side: a chord that begins is opened before its members are published, and a chord's member that
 has ended is counted when its result is stored. The last one's outcome goes on with the chord's body: published and confirmed,
 then the chord is closed, and only then is that member's message acked.
+
+All that waits is settled in one pass. Where that fails, halves of it are, down to the settlement that it fails for: what is
+refused for good costs that task alone, which ends as a dead letter (``last_resort``), and its neighbours are settled in the
+same pass. Only what is broken for everybody, the connection, the backend or the disk, is the caller's to wait for.
 """
 
 from __future__ import annotations
@@ -15,19 +19,21 @@ import math
 import select
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from taskq import log
-from taskq.broker.interface import Consumer, Delivery, Receipt
-from taskq.errors import BrokerError, ConnectionLost
-from taskq.launch import Member, Route
+from taskq.broker.interface import Consumer, Delivery
+from taskq.errors import BrokerError, ConnectionLost, DatabaseError, PublishRejected, TaskqError
+from taskq.launch import Member
 from taskq.message import TICK, TICK_COPY, Message, Publication
 from taskq.results.ledger import may_run
 from taskq.results.rpc import reply
 from taskq.results.store import Gathering, Record, ResultStore
 from taskq.workers.ending import chord_ended
+from taskq.workers.last_resort import LastResort, in_words
 from taskq.workers.outcome import Flow, Outcome
+from taskq.workers.settlement import Answer, Question, Settlement
+from taskq.workers.slot import Slot
 from taskq.workers.tap import Tap
 from taskq.workers.vitals import Vitals
 
@@ -37,92 +43,62 @@ CONFIRM_SECONDS = 30.0
 LAST_SETTLING = 5.0
 #: After how many seconds a chord is asked again whose claim is with somebody else.
 CONTESTED_SECONDS = 0.5
+#: After how many seconds a settlement that failed by itself is tried again, the first time and at most.
+FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0
+#: How often an error that nobody has foreseen may come of a settlement, before it counts as one for good.
+UNFORESEEN = 3
+#: After how many dead letters that could not be written either nothing more is left out.
+FOR_SURE = 3
+#: How many connections the broker has closed over a settlement that is known to be the cause: the second time it was alone.
+PROVEN_BREAKS = 2
 
 logger = log.get_logger("taskq.settle")
 
 
-class Settlement:
-    """An outcome on its way to take effect.
-
-    ``since`` is when it came about, and ``published_at`` when its follow-ups went out, in monotonic seconds.
-
-    With ``then``, the outcome is a beginning: the message stays unacked, and the record stored is told by ``then(True)``.
-    ``stages`` are the outcomes still to take effect: the delivery's own, then those of the ``chords`` that it has completed.
-    These are closed together at the end: were one closed before what follows it has taken effect, nobody would make up for
-    it. It is not looked at before ``due``.
-    """
-
-    __slots__ = ("chords", "delivery", "due", "outcome", "published_at", "receipt", "since", "stages", "then")
-
-    def __init__(self, delivery: Delivery, outcome: Outcome, then: Callable[[bool], None] | None = None) -> None:
-        self.delivery = delivery
-        self.outcome = outcome
-        self.then = then
-        self.since = time.monotonic()
-        self.begin_anew()
-
-    def begin_anew(self) -> None:
-        """Nothing of it has taken effect."""
-        self.stages = [self.outcome]
-        self.chords: list[str] = []
-        self.await_nothing()
-        self.due = 0.0
-
-    def await_nothing(self) -> None:
-        """What it publishes has yet to go out."""
-        self.receipt: Receipt | None = None
-        self.published_at = 0.0
-
-    @property
-    def stage(self) -> Outcome:
-        """The outcome that takes effect now."""
-        return self.stages[0]
-
-
-class Question(NamedTuple):
-    """Whether this copy of a schedule's tick may run; ``answer`` is told."""
-
-    delivery: Delivery
-    tick: str
-    copy: str
-    answer: Callable[[bool], None]
-
-
 class Settler:
-    """Holds the outcomes that have not yet taken effect."""
+    """Holds the outcomes that have not yet taken effect. ``answers`` are for the caller to hand on after each pass."""
 
     def __init__(
-        self, store: ResultStore | None, route: Route, worker: str, vitals: Vitals | None = None, *, replies: bool = False
+        self, store: ResultStore | None, last_resort: LastResort, vitals: Vitals | None = None, *, replies: bool = False
     ) -> None:
         self.store = store
         self.vitals = Vitals(time.monotonic()) if vitals is None else vitals
         self.tap = Tap()
-        self._replies = replies
+        self.last_resort = last_resort
         self.settlements: list[Settlement] = []
         self.notes: list[Record] = []
         self.questions: list[Question] = []
-        self._route = route
+        self.answers: list[Answer] = []
+        #: How many settlements were not due in the last pass.
+        self.waiting = 0
+        self._replies = replies
+        #: Whether the last pass failed for everybody.
+        self._failed = False
         # Unlike the worker's name, this is never anybody else's again.
-        self._claimant = f"{worker} {uuid.uuid4()}"
+        self._claimant = f"{last_resort.worker} {uuid.uuid4()}"
 
     @property
     def due(self) -> float | None:
         """When to settle again although nothing has happened, in monotonic seconds; None: there is no need."""
         return min((s.due for s in self.settlements if s.due), default=None)
 
-    def add(self, delivery: Delivery, outcome: Outcome, then: Callable[[bool], None] | None = None) -> None:
-        """The delivery has come to this end; ``settle`` makes it so."""
-        self.settlements.append(Settlement(delivery, outcome, then))
+    def add(self, delivery: Delivery, outcome: Outcome, asked: tuple[Slot, int] | None = None, *, breaks: int = 0) -> None:
+        """The delivery has come to this end; ``settle`` makes it so. ``breaks`` is what its last settlement said of them."""
+        settlement = Settlement(delivery, outcome, asked, breaks)
+        if breaks >= PROVEN_BREAKS:
+            settlement.dead_letters = breaks - PROVEN_BREAKS
+            self._dead_letter(settlement, PublishRejected("the broker closes the connection that what follows is sent on"))
+        self.settlements.append(settlement)
 
     def note(self, begun: Record | None) -> None:
-        """A task of a workflow begins: recorded with the next pass, for whoever looks, and lost should that pass fail."""
+        """Recorded with the next pass, for whoever looks, and lost should that pass fail: a task of a workflow begins."""
         if begun is not None:
             self.notes.append(begun)
 
-    def ask(self, delivery: Delivery, message: Message, answer: Callable[[bool], None]) -> None:
+    def ask(self, delivery: Delivery, message: Message, asked: tuple[Slot, int]) -> None:
         """The delivery is a copy of a tick; whether it may run is told with the next pass that reaches the ledger."""
         headers = message.headers
-        self.questions.append(Question(delivery, str(headers.get(TICK)), str(headers.get(TICK_COPY)), answer))
+        self.questions.append(Question(delivery, str(headers.get(TICK)), str(headers.get(TICK_COPY)), asked))
 
     @property
     def idle(self) -> bool:
@@ -130,47 +106,112 @@ class Settler:
         return not (self.settlements or self.notes or self.questions)
 
     def settle(self, consumer: Consumer) -> None:
-        """One pass over what waits. Whatever fails stays here, its message unacked, and is tried again by the next pass.
+        """One pass over what waits. What fails stays here, its message unacked, and is tried again by a later pass.
 
-        Raises ``BrokerError`` for what failed, after everything else has been settled as far as it can be.
+        Raises ``BrokerError`` for what is broken for everybody; what concerns one settlement alone never is.
         """
-        refusals: list[BrokerError] = []
-        # Where broker and results are one database, whatever fails is rolled back as a whole.
-        whole = consumer.database is not None
-        finished = [settlement for settlement in self.settlements if not settlement.stages]
         now = time.monotonic()
+        due = [settlement for settlement in self.settlements if settlement.due <= now]
+        self.waiting = len(self.settlements) - len(due)
+        probing, self._failed, self._proven = self._failed and len(due) > 1, True, False
+        if probing:
+            # One of them finds out whether it is broken for everybody still, and another one the next time: were the trouble
+            # with one of them, the others would wait in vain for it to pass.
+            self.settlements.remove(due[0])
+            self.settlements.append(due[0])
+            self._settle(consumer, due[:1], now)
+            self._proven = True
+            due = due[1:]
+        self._settle(consumer, due, now)
+        self._failed = False
+        self._answer()
+        self._check_confirmations(now)
+
+    def _settle(self, consumer: Consumer, batch: Sequence[Settlement], now: float) -> None:
+        """Settle these, together or, where that fails, by halves."""
         try:
-            with consumer.transaction():
-                self._store_notes()
-                active = [settlement for settlement in self.settlements if settlement.stages and settlement.due <= now]
-                while active:
-                    self._publish(consumer, active)
-                    done = [settlement for settlement in active if self._confirmed(settlement, refusals)]
-                    active = self._record(done, now)
-                    finished += [settlement for settlement in done if not settlement.stages]
-                self._close([chord for settlement in finished for chord in settlement.chords])
-                for settlement in finished:
-                    if settlement.then is None:
-                        consumer.ack(settlement.delivery)
-        except Exception as error:
-            if whole:
-                for settlement in self.settlements:
-                    settlement.begin_anew()
-            elif isinstance(error, ConnectionLost):
-                # What went out on a connection that broke has to be published again.
-                for settlement in self.settlements:
-                    settlement.await_nothing()
+            self._pass(consumer, batch, now)
+        except ConnectionLost:
             raise
+        except Exception as error:  # whatever it is, it must not keep the neighbours from being settled
+            of_chord = any(settlement.members for settlement in batch)
+            if consumer.database is not None:
+                # One transaction, and it was rolled back as a whole.
+                for settlement in batch:
+                    settlement.begin_anew()
+            if _concerns_all(error) and not self._proven:
+                raise
+            if len(batch) > 1:
+                middle = len(batch) // 2
+                self._settle(consumer, batch[:middle], now)
+                self._settle(consumer, batch[middle:], now)
+            elif batch:
+                # What two in a row meet is no trouble of theirs.
+                self._proven = self._proven and not _concerns_all(error)
+                self._fail(batch[0], error, now, of_chord=of_chord)
+            else:
+                logger.warning("beginnings_not_recorded", error=in_words(error))
+
+    def _pass(self, consumer: Consumer, batch: Sequence[Settlement], now: float) -> None:
+        """Take these as far as they come, in one transaction."""
+        finished = [settlement for settlement in batch if not settlement.stages]
+        with consumer.transaction():
+            self._store_notes()
+            active = [settlement for settlement in batch if settlement.stages]
+            while active:
+                self._publish(consumer, active)
+                done = [settlement for settlement in active if self._confirmed(settlement, now)]
+                active = self._record(done, now)
+                finished += [settlement for settlement in done if not settlement.stages]
+            self._close([member.part.chord for settlement in finished for member in settlement.members])
+            for settlement in finished:
+                if settlement.asked is None and not settlement.acked:
+                    consumer.ack(settlement.delivery)
+                    settlement.acked = True
         self._remove(finished)
         now = time.monotonic()
         for settlement in finished:
-            if settlement.then is not None:
-                settlement.then(True)
+            if settlement.asked is not None:
+                self.answers.append(Answer(*settlement.asked, granted=True))
             else:
                 self.vitals.settlements.observe(now - settlement.since)
-        self._answer()
-        if refusals:
-            raise refusals[0]
+
+    def _fail(self, settlement: Settlement, error: Exception, now: float, *, of_chord: bool = False) -> None:
+        """The settlement failed by itself: it is tried again later, or ends as a dead letter. ``of_chord``: its chord did."""
+        settlement.failures += 1
+        passing = isinstance(error, BrokerError) and error.passing
+        unforeseen = not isinstance(error, TaskqError) and settlement.failures < UNFORESEEN
+        if passing or unforeseen:
+            delay = min(FIRST_DELAY * 2.0 ** min(settlement.failures - 1, 10), LONGEST_DELAY)
+            settlement.due = now + delay
+            if settlement.failures == 1 or unforeseen:
+                about = {"queue": settlement.delivery.queue, "outcome": settlement.outcome.event, "retry_in": delay}
+                logger.warning("settlement_delayed", error=in_words(error), **about, exc_info=error if unforeseen else None)
+            return
+        settlement.due = now
+        if of_chord:
+            settlement.chord_failures.append(in_words(error))
+            if settlement.members:
+                settlement.stages = [_ask_again(settlement.members.pop())]
+                settlement.await_nothing()
+            return
+        if settlement.asked is not None:
+            self.answers.append(Answer(*settlement.asked, granted=False, settled=True))
+            settlement.asked = None
+        self._dead_letter(settlement, error, followed=settlement.receipt is not None)
+        if settlement.dead_letters > FOR_SURE:
+            # Not even that: its queue is full, or must not be written to. It is kept until somebody has mended that.
+            settlement.due = now + LONGEST_DELAY
+
+    def _dead_letter(self, settlement: Settlement, error: Exception, *, followed: bool = False) -> None:
+        """Have the settlement's task end as a dead letter, in which is less each time."""
+        outcome = self.last_resort.dead_letter(settlement.delivery, error, tries=settlement.dead_letters, followed=followed)
+        if not settlement.dead_letters:
+            self.vitals.dead_lettered(outcome)
+            self.tap.ended(settlement.delivery, outcome, 0)
+        settlement.dead_letters += 1
+        settlement.outcome = outcome
+        settlement.begin_anew()
 
     def settle_the_rest(self, consumer: Consumer) -> None:
         """Settle what is left, follow-ups confirmed as ever: a copy without the ack of its original would be a second task."""
@@ -185,10 +226,21 @@ class Settler:
             logger.error("broker_failed", error=str(error), unsettled=len(self.settlements))
 
     def _answer(self) -> None:
-        while self.questions and self.store is not None:
-            question, ledger = self.questions[0], self.store.ledger
-            may = ledger is None or may_run(ledger, question.tick, question.copy)
-            self.questions.pop(0).answer(may)
+        """Tell the copies of ticks whether they may run. Where there is no ledger, they may: no slot must wait for ever."""
+        ledger = None if self.store is None else self.store.ledger
+        while self.questions:
+            question = self.questions[0]
+            may = True
+            if ledger is not None:
+                try:
+                    may = may_run(ledger, question.tick, question.copy)
+                except Exception as error:  # it must not keep the others from being answered
+                    if _concerns_all(error):
+                        raise
+                    # What no ledger can hold is no tick of a scheduler's: it runs as any message does.
+                    logger.warning("tick_unreadable", queue=question.delivery.queue, error=in_words(error))
+            self.questions.pop(0)
+            self.answers.append(Answer(*question.asked, granted=may))
 
     def _store_notes(self) -> None:
         notes, self.notes = self.notes, []
@@ -197,7 +249,7 @@ class Settler:
 
     def _publish(self, consumer: Consumer, settlements: Sequence[Settlement]) -> None:
         """Open the chords that begin, and send what has not been sent."""
-        new = [(s, publish) for s in settlements if s.receipt is None and (publish := self._published(s.stage))]
+        new = [(s, publish) for s in self._unsent(settlements) if (publish := self._published(s.stage))]
         if barriers := [barrier for settlement, _ in new if (flow := settlement.stage.flow) for barrier in flow.barriers]:
             if self.store is None or self.store.chords is None:
                 logger.error("chords_not_counted", chords=[barrier.chord for barrier in barriers])
@@ -207,6 +259,17 @@ class Settler:
             settlement.receipt = consumer.publish(publish)
             settlement.published_at = time.monotonic()
 
+    def _unsent(self, settlements: Sequence[Settlement]) -> Sequence[Settlement]:
+        """Those whose follow-ups may go out now; alone, what may have broken a connection, so that a second time proves it."""
+        unsent = [settlement for settlement in settlements if settlement.receipt is None]
+        if not any(settlement.breaks for settlement in self.settlements):
+            return unsent
+        under_way = [settlement for settlement in self.settlements if settlement.receipt is not None]
+        if any(settlement.breaks for settlement in under_way):
+            return []
+        harmless = [settlement for settlement in unsent if not settlement.breaks]
+        return harmless if harmless or under_way else unsent[:1]
+
     def _published(self, stage: Outcome) -> tuple[Publication, ...]:
         """What follows; where results are replies, they do too."""
         if not self._replies:
@@ -214,17 +277,20 @@ class Settler:
         records = (stage.record, *(stage.flow.records if stage.flow is not None else ()))
         return (*stage.publish, *(sent for record in records if record is not None and (sent := reply(record)) is not None))
 
-    def _confirmed(self, settlement: Settlement, refusals: list[BrokerError]) -> bool:
-        """Whether the broker has taken what follows; what it refused goes out again in the next pass."""
+    def _confirmed(self, settlement: Settlement, now: float) -> bool:
+        """Whether the broker has taken what follows. What it has refused is that settlement's trouble."""
         if settlement.receipt is None:
-            return True
+            return not self._published(settlement.stage)
         try:
             confirmed = settlement.receipt.confirmed
+        except ConnectionLost:
+            raise
         except BrokerError as refusal:
-            settlement.receipt = None
-            refusals.append(refusal)
+            settlement.await_nothing()
+            self._fail(settlement, refusal, now, of_chord=bool(settlement.members))
             return False
         if confirmed:
+            settlement.breaks = 0
             self.vitals.confirmations.observe(time.monotonic() - settlement.published_at)
         return confirmed
 
@@ -250,13 +316,14 @@ class Settler:
             settlement.await_nothing()
             settlement.due = 0.0
         # A member that has ended twice may complete its chord twice, but the claim is the worker's.
-        under_way = {chord for settlement in self.settlements for chord in settlement.chords}
+        under_way = {member.part.chord for settlement in self.settlements for member in settlement.members}
         for (settlement, member), gathering in zip(members, gatherings, strict=True):
             match gathering.state:
                 case "complete" if member.part.chord not in under_way:
                     under_way.add(member.part.chord)
-                    settlement.stages.append(chord_ended(member, gathering, self._route))
-                    settlement.chords.append(member.part.chord)
+                    route = self.last_resort.route
+                    settlement.stages.append(chord_ended(member, gathering, route, settlement.chord_failures))
+                    settlement.members.append(member)
                 case "complete" | "contested":
                     # Whoever has the claim may be dead: until it is certain that the body has begun, this member asks again.
                     settlement.stages.append(_ask_again(member))
@@ -279,22 +346,34 @@ class Settler:
             return
         ids = set(map(id, finished))
         self.settlements = [settlement for settlement in self.settlements if id(settlement) not in ids]
+
+    def _check_confirmations(self, now: float) -> None:
         oldest = min((s.published_at for s in self.settlements if s.receipt is not None), default=math.inf)
-        if time.monotonic() - oldest > CONFIRM_SECONDS:
+        if now - oldest > CONFIRM_SECONDS:
             raise ConnectionLost(f"a follow-up message was not confirmed within {CONFIRM_SECONDS:g} s")
 
     def forget_beginning(self, delivery: Delivery) -> bool:
         """Whoever asked leave to begin this is dead; returns whether it was still waiting for it."""
-        kept = [s for s in self.settlements if s.then is None or s.delivery is not delivery]
+        kept = [s for s in self.settlements if s.asked is None or s.delivery is not delivery]
         asking = [question for question in self.questions if question.delivery is not delivery]
         waited = len(kept) < len(self.settlements) or len(asking) < len(self.questions)
         self.settlements, self.questions = kept, asking
         return waited
 
-    def drop_lost(self) -> list[Settlement]:
-        """The connection broke: its deliveries cannot be acked any more. Returns what had not taken effect."""
+    def drop_lost(self, *, refused: bool = False) -> list[Settlement]:
+        """The connection broke: its deliveries cannot be acked any more. Returns what had not taken effect.
+
+        ``refused``: the broker closed it because of what one of those publishes that are under way.
+        """
         lost, self.settlements = self.settlements, []
+        for settlement in lost:
+            settlement.breaks += refused and settlement.receipt is not None
         return lost
+
+
+def _concerns_all(error: Exception) -> bool:
+    """Whether it is not of what was to be settled, but of what it is settled with: a broken file never is the task's."""
+    return isinstance(error, DatabaseError) or (isinstance(error, BrokerError) and error.passing)
 
 
 def _ask_again(member: Member) -> Outcome:

@@ -1,6 +1,7 @@
 """The supervisor: one event loop that owns the broker connection, the results, the children, the timers and the signals.
 
-It imports no application code and never forks, so nothing that a task does can reach it. One turn of the loop::
+It imports no application code and never forks, so nothing that a task does can reach it. What is wrong with one message is that
+message's (``custody``, ``settle``); an error that nobody has foreseen is logged, and the loop turns on. One turn of it::
 
     what children report ──► settle ──► what the broker delivers ──► children
 
@@ -29,6 +30,7 @@ from taskq.workers.children import Children
 from taskq.workers.crashes import Blame, Coroner
 from taskq.workers.custody import Custody
 from taskq.workers.desk import Desk
+from taskq.workers.last_resort import LastResort, in_words
 from taskq.workers.launcher import Death, Launcher
 from taskq.workers.limits import Limits
 from taskq.workers.link import Link
@@ -48,16 +50,32 @@ from taskq.workers.zygote import Ready
 PAUSE = 0.001
 #: How often the loop turns at least, in seconds: it is a sign of life.
 PULSE = 1.0
-#: How long after a failed settling the next one is tried, in seconds.
-SETTLE_AGAIN = 0.5
+#: How long after something has failed it is tried again, in seconds.
+TRY_AGAIN = 0.5
 #: How many tasks more may end while the first of their ends can't be stored.
 MOST_UNSETTLED = 1000
 #: How long children get to end once they have nothing more to do, in seconds.
 CHILD_EXIT_SECONDS = 5.0
-#: How often results over their time to live are forgotten, in seconds.
-EXPIRE_EVERY = 60.0
 
 logger = log.get_logger("taskq.supervisor")
+
+
+class Trouble:
+    """Something that fails, is told of once, and is tried again at ``again_at`` (monotonic seconds)."""
+
+    def __init__(self) -> None:
+        self.failing = False
+        self.again_at = 0.0
+
+    def met(self, error: Exception, now: float, **about: Any) -> None:
+        """It has failed."""
+        if not self.failing:
+            logger.error("broker_failed", error=str(error), retry_every=TRY_AGAIN, **about)
+        self.failing, self.again_at = True, now + TRY_AGAIN
+
+    def over(self) -> None:
+        """It works."""
+        self.failing, self.again_at = False, 0.0
 
 
 class Supervisor:
@@ -86,17 +104,19 @@ class Supervisor:
         self.vitals = Vitals(time.monotonic())
         self.notifier = notifier
         self.rate = Rate(time.monotonic())
-        self.settler = Settler(None, self.route, worker, self.vitals, replies=settings.replies)
-        self.coroner = Coroner(settings, worker, self.route)
         read, identify = broker.decoder(settings), broker.identifier(settings)
+        last_resort = LastResort(settings, worker, read, self.route)
+        self.settler = Settler(None, last_resort, self.vitals, replies=settings.replies)
+        self.coroner = Coroner(settings, worker, self.route)
         self.custody = Custody(self.slots, self.settler, settings, read, identify, register.begun, self.coroner)
         self.limits = Limits(self.slots, settings)
         self.consumer: Consumer | None = None
         self.fatal: TaskqError | None = None
         self.window = 0
-        self.settle_at = 0.0
-        self.expire_at = 0.0
-        self.settling_failed = False
+        self.settling = Trouble()
+        self.receiving = Trouble()
+        self.loop_failures = 0
+        self.settled_before = 0
         self.kill_at: float | None = None
         self.signals = signals
         self.desk: Desk[Supervisor] = Desk(signals.wake_loop)
@@ -132,19 +152,40 @@ class Supervisor:
         self.link.connect()
         now = time.monotonic()
         while not self.done(now):
-            timeout = self.turn(now)
+            try:
+                timeout = self.turn(now)
+                self.loop_failures = 0
+            except Exception as error:  # noqa: BLE001  # nothing from outside may end the worker, and it must not spin either
+                timeout = self.failed(error)
             if self.custody.busy:
                 # What comes in meanwhile is dealt with in one turn: a turn costs as much for one report as for fifty.
                 time.sleep(PAUSE)
             for key, _ in self.selector.select(timeout):
-                key.data()
+                try:
+                    # What was called before it may have closed what this one is about.
+                    if self.is_watched(key):
+                        key.data()
+                except Exception as error:  # noqa: BLE001  # as above: the others are to be heard all the same
+                    self.failed(error)
             now = time.monotonic()
         self.close()
         return 0
 
+    def failed(self, error: Exception) -> float:
+        """Something that nobody has foreseen; returns in how many seconds the loop is to turn again."""
+        self.loop_failures += 1
+        delay = min(0.01 * 2.0 ** min(self.loop_failures, 10), PULSE)
+        logger.error("loop_failed", error=in_words(error), failures=self.loop_failures, exc_info=error)
+        return delay
+
+    def is_watched(self, key: selectors.SelectorKey) -> bool:
+        """Whether what was readable a moment ago is still what the loop listens to."""
+        current = self.selector.get_map().get(key.fd)
+        return current is not None and current.data is key.data
+
     def turn(self, now: float) -> float:
         """Everything that is due; returns in how many seconds at the latest the next turn is."""
-        self.vitals.turned(now, self.slots, held=self.custody.held, failing=self.settling_failed)
+        self.vitals.turned(now, self.slots, held=self.custody.held, failing=self.settling.failing or self.receiving.failing)
         self.rate.mark(now, self.vitals)
         for slot in [slot for slot in self.slots if slot.worn and slot.idle]:
             self.children.retire(slot, now)
@@ -155,6 +196,9 @@ class Supervisor:
             try:
                 times.append(self.exchange(self.consumer, now))
             except ConnectionLost as error:
+                self.lose(self.consumer, error)
+            except Exception as error:  # noqa: BLE001  # nobody knows how the connection stands then, so another one is made
+                self.failed(error)
                 self.lose(self.consumer, error)
         self.custody.feed()
         self.settler.tap.look(self.slots)
@@ -175,13 +219,23 @@ class Supervisor:
         """Settle what has ended, fetch what there is room for; returns when to come back."""
         self.settle(consumer, now)
         window = 0 if self.stopping else self.custody.window
-        if window and self.settling_failed:
+        waiting = len(self.settler.settlements) if self.settling.failing else self.settler.waiting
+        if window and waiting:
             # Tasks go on while their ends cannot be stored, but the worker must not take in without end.
-            window += min(len(self.settler.settlements), MOST_UNSETTLED)
+            window += min(waiting, MOST_UNSETTLED)
         # A slot with nothing to do is reason enough to ask for more.
-        if worth_a_change(self.window, window) or (window > self.window and (self.settling_failed or self.custody.idle)):
+        if worth_a_change(self.window, window) or (window > self.window and (waiting or self.custody.idle)):
             self.window = window
             consumer.set_window(window)
+        tick_at = self.receive(consumer, now) if now >= self.receiving.again_at else self.receiving.again_at
+        # Receiving may have brought the confirmations that a settlement waits for.
+        self.settle(consumer, now)
+        self.custody.limbo.forget_old(now)
+        times = [tick_at, self.settling.again_at or self.settler.due, self.watchdog.due]
+        return min(when for when in times if when is not None)
+
+    def receive(self, consumer: Consumer, now: float) -> float:
+        """Take in what the broker has to deliver and to say; returns when to do so again."""
         try:
             arrived = consumer.receive()
             self.vitals.arrived(arrived, now)
@@ -194,16 +248,14 @@ class Supervisor:
         except ConnectionLost:
             raise
         except BrokerError as error:
-            self.complain(error)
-            return now + SETTLE_AGAIN
-        # Receiving may have brought the confirmations that a settlement waits for.
-        self.settle(consumer, now)
-        times = [tick_at, self.settle_at if self.settling_failed else None, self.settler.due, self.watchdog.due]
-        return min(when for when in times if when is not None)
+            self.receiving.met(error, now)
+            return self.receiving.again_at
+        self.receiving.over()
+        return tick_at
 
     def watch_for_deafness(self, delivered: int, now: float) -> None:
         """Where messages wait and slots are free, and nothing comes: connect anew, and if that does not help, give up."""
-        free = self.custody.idle and not self.stopping and not self.settling_failed
+        free = self.custody.idle and not self.stopping and not (self.settling.failing or self.receiving.failing)
         verdict = self.watchdog.observe(now, free_slots=free, delivered=delivered)
         self.vitals.deaf = self.watchdog.deaf
         match verdict:
@@ -224,27 +276,18 @@ class Supervisor:
 
     def settle(self, consumer: Consumer, now: float) -> None:
         """Let what has ended take effect; after a failure, again in a while."""
-        if now < self.settle_at:
+        if now < self.settling.again_at:
             return
         try:
-            if now >= self.expire_at and self.settler.store is not None:
-                self.expire_at = now + EXPIRE_EVERY
-                self.settler.store.expire()
-                self.custody.limbo.forget_old(now)
             if not self.settler.idle:
                 self.settler.settle(consumer)
-                self.settling_failed = False
+            self.settling.over()
         except ConnectionLost:
             raise
         except BrokerError as error:
-            self.complain(error)
-            self.settle_at = now + SETTLE_AGAIN
-
-    def complain(self, error: BrokerError) -> None:
-        """Say that settling or fetching fails: once, until it works again."""
-        if not self.settling_failed:
-            logger.error("broker_failed", error=str(error), kept=len(self.settler.settlements), retry_every=SETTLE_AGAIN)
-        self.settling_failed = True
+            self.settling.met(error, now, kept=len(self.settler.settlements))
+        finally:
+            self.custody.answer()
 
     def woken(self) -> None:
         """A signal came, a child of this process ended, the link has something, or another thread asks."""
@@ -258,7 +301,7 @@ class Supervisor:
                 self.connected(arrived)
             except ConfigurationError as error:
                 self.fatal = error
-            except (ConnectionLost, DatabaseError) as error:
+            except Exception as error:  # noqa: BLE001  # of whatever kind: the next connection may be of more use
                 if isinstance(error, DatabaseError) and not error.passing:
                     self.fatal = error
                 else:
@@ -290,7 +333,9 @@ class Supervisor:
         self.vitals.connected(time.monotonic())
         self.watch(consumer, lambda: None)
         self.window = 0
-        self.settle_at = 0.0
+        self.settling.over()
+        self.receiving.over()
+        self.settled_before = self.vitals.settled
         url = self.settings.backend_url
         if url is not None and not self.settings.replies:
             # Anew for each connection: where broker and results are one file, the store is part of the consumer's transactions.
@@ -299,22 +344,27 @@ class Supervisor:
         self.custody.secure = consumer.secure
         # Before anything is fetched: what was revoked or paused while nobody ran must not begin now.
         self.custody.orders.forget()
+        self.custody.limbo.connected(time.monotonic())
         self.obey(consumer, consumer.controls(), time.monotonic())
+        self.watchdog.queues = frozenset(self.queues) - self.custody.orders.paused
         logger.info("worker_consuming", queues=list(self.queues))
 
-    def lose(self, consumer: Consumer, error: BrokerError) -> None:
+    def lose(self, consumer: Consumer, error: Exception) -> None:
         """The connection broke: what runs goes on, and a new connection is made."""
-        logger.warning("broker_lost", broker=masked(self.settings.broker), error=str(error))
+        logger.warning("broker_lost", broker=masked(self.settings.broker), error=in_words(error))
         self.unwatch(consumer)
         self.consumer = None
         self.vitals.disconnected(time.monotonic())
-        consumer.close()
-        if self.settler.store is not None:
-            self.settler.store.close()
-            self.settler.store = None
-        self.custody.lose_connection(time.monotonic())
+        refused = isinstance(error, ConnectionLost) and error.refused
+        self.custody.lose_connection(time.monotonic(), refused=refused)
         if not self.stopping:
-            self.link.connect()
+            self.link.connect(at_once=not refused and self.vitals.settled > self.settled_before)
+        store, self.settler.store = self.settler.store, None
+        try:
+            consumer.close()
+        finally:
+            if store is not None:
+                store.close()
 
     def hear_zygote(self, launcher: Launcher) -> None:
         """The zygote reports, or is gone."""

@@ -97,6 +97,11 @@ class Vitals:
         #: From an outcome to its ack.
         self.settlements = Histogram(EFFECT_BOUNDS)
 
+    @property
+    def settled(self) -> int:
+        """How many outcomes have taken effect."""
+        return sum(self.settlements.counts)
+
     def turned(self, now: float, slots: Iterable[Occupied], *, held: int, failing: bool) -> None:
         """The loop begins a turn."""
         self.turned_at = now
@@ -134,8 +139,12 @@ class Vitals:
         if seconds > 0.0:
             tally.runs.observe(seconds)
         if event == "dead-lettered":
-            reason = str(outcome.publish[0].message.headers.get(DEAD_REASON))
-            self.dead_letters[reason] = self.dead_letters.get(reason, 0) + 1
+            self.dead_lettered(outcome)
+
+    def dead_lettered(self, outcome: Outcome) -> None:
+        """A message goes to the dead letters, by this outcome."""
+        reason = str(outcome.publish[0].message.headers.get(DEAD_REASON))
+        self.dead_letters[reason] = self.dead_letters.get(reason, 0) + 1
 
     def decided(self, outcome: Outcome) -> None:
         """The supervisor itself has decided of a delivery, which no child has reported on."""

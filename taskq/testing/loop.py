@@ -17,7 +17,6 @@ from taskq import broker
 from taskq.app import TaskQ
 from taskq.broker.interface import Consumer, Decode, Delivery
 from taskq.errors import DeadLettered, MessageError, Terminated
-from taskq.launch import Route
 from taskq.message import DEAD_DETAIL, DEAD_REASON, undecodable
 from taskq.results import open_store
 from taskq.results.store import Record, ResultStore
@@ -28,6 +27,7 @@ from taskq.workers import note
 from taskq.workers.crashes import Coroner
 from taskq.workers.custody import Custody
 from taskq.workers.execute import Executor
+from taskq.workers.last_resort import LastResort
 from taskq.workers.note import NO_TERMS, Terms
 from taskq.workers.outcome import Event, Outcome
 from taskq.workers.pipe import ASKED, BEGUN, DONE, SKIPPED, Report, pack_report, unpack_reports
@@ -149,14 +149,14 @@ class LocalSlot(Slot):
 class WatchedSettler(Settler):
     """A settler that tells of each outcome that is to take effect."""
 
-    def __init__(self, store: ResultStore | None, route: Route, tell: Callable[[Delivery, Outcome], None]) -> None:
-        super().__init__(store, route, NAME)
+    def __init__(self, store: ResultStore | None, last_resort: LastResort, tell: Callable[[Delivery, Outcome], None]) -> None:
+        super().__init__(store, last_resort)
         self._tell = tell
 
-    def add(self, delivery: Delivery, outcome: Outcome, then: Callable[[bool], None] | None = None) -> None:
+    def add(self, delivery: Delivery, outcome: Outcome, asked: tuple[Slot, int] | None = None, *, breaks: int = 0) -> None:
         """The delivery has come to this end; ``settle`` makes it so."""
-        super().add(delivery, outcome, then)
-        if then is None:
+        super().add(delivery, outcome, asked, breaks=breaks)
+        if asked is None:
             self._tell(delivery, outcome)
 
 
@@ -178,7 +178,8 @@ class Loop:
         self.executor.surroundings = self.surroundings
         self.slot = LocalSlot(self.execute)
         route = router(app.tasks, self.settings.default_queue)
-        self.settler = WatchedSettler(self.open_store(), route, self._tell_of)
+        last_resort = LastResort(self.settings, NAME, self.read, route)
+        self.settler = WatchedSettler(self.open_store(), last_resort, self._tell_of)
         self.custody = Custody(
             [self.slot],
             self.settler,
@@ -209,6 +210,7 @@ class Loop:
         """Let take effect what has ended."""
         if self.settler.settlements:
             self.settler.settle(self.consumer)
+            self.custody.answer()
 
     @property
     def holds_nothing(self) -> bool:

@@ -26,12 +26,10 @@ class Fuse:
     def __init__(self) -> None:
         self._left: int | None = None
         self._killing = False
-        #: Whether the last transaction was committed before the fuse blew.
-        self.committed = False
 
     def set(self, boundary: int | None, *, killing: bool = False) -> None:
         """Blow at the boundary of this number, with a kill or with an error of the database; None: never."""
-        self._left, self._killing, self.committed = boundary, killing, False
+        self._left, self._killing = boundary, killing
 
     def passed(self) -> None:
         """One boundary further."""
@@ -44,7 +42,6 @@ class Fuse:
 
     def passed_commit(self) -> None:
         """What is committed can only be followed by a kill: no error can undo it."""
-        self.committed = True
         if self._killing:
             self.passed()
 
@@ -55,13 +52,18 @@ class FragileConsumer(SqliteConsumer):
     def __init__(self, settings: Settings, queues: Sequence[str], fuse: Fuse) -> None:
         super().__init__(settings, queues)
         self._fuse = fuse
+        self._acking: list[Delivery] = []
+        #: What was acked in a transaction that was committed.
+        self.settled: list[Delivery] = []
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
+        self._acking.clear()
         with super().transaction():
             self._fuse.passed()
             yield
             self._fuse.passed()
+        self.settled += self._acking
         self._fuse.passed_commit()
 
     def publish(self, publications: Iterable[Publication]) -> Committed:
@@ -71,6 +73,7 @@ class FragileConsumer(SqliteConsumer):
     def ack(self, delivery: Delivery) -> None:
         self._fuse.passed()
         super().ack(delivery)
+        self._acking.append(delivery)
 
     def vanish(self) -> None:
         """What a SIGKILL leaves: the rows claimed, the pipe in its folder, and nobody who has it open."""

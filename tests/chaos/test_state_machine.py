@@ -26,10 +26,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from taskq import config, liveness
 from taskq.broker.interface import Delivery
 from taskq.broker.sqlite.channel import FIRST
-from taskq.broker.sqlite.properties import correlation_id
+from taskq.broker.sqlite.properties import correlation_id, decode
 from taskq.broker.sqlite.session import SqliteSession
 from taskq.errors import DatabaseError
 from taskq.message import Message, Publication
+from taskq.workers.last_resort import LastResort
 from taskq.workers.outcome import Outcome, dead_letter, record
 from taskq.workers.settle import Settler
 from tests.chaos.fragile import FragileConsumer, FragileResults, Fuse, KilledError, full_disk, interrupted
@@ -102,6 +103,7 @@ class Chaos(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="taskq-machine-"))
         self.url = f"sqlite:///{self.folder}/taskq.db"
         self.settings = config.load({"broker": self.url}, environment={})
+        self.last_resort = LastResort(self.settings, "worker", decode, lambda _: "default")
         self.session = SqliteSession(self.settings, 5.0)
         self.observer = sqlite3.connect(f"{self.folder}/taskq.db", isolation_level=None)
         self.names = map(str, itertools.count())
@@ -160,7 +162,7 @@ class Chaos(RuleBasedStateMachine):
         consumer.set_window(window)
         assert consumer.database is not None
         results = FragileResults(self.url, consumer.database, fuse)
-        worker = Worker(next(self.numbers), window, consumer, results, Settler(results, lambda _: "default", "worker"), fuse)
+        worker = Worker(next(self.numbers), window, consumer, results, Settler(results, self.last_resort), fuse)
         self.workers[worker.number] = worker
         self.owners[consumer._transport.owner] = worker.number
         return worker
@@ -258,8 +260,7 @@ class Chaos(RuleBasedStateMachine):
         try:
             self.settle(worker, nullcontext())
         except KilledError:
-            if worker.fuse.committed:
-                self.take_effect(worker)
+            self.take_effect(worker)
             self.vanish(worker)
         worker.fuse.set(None)
 
@@ -285,13 +286,19 @@ class Chaos(RuleBasedStateMachine):
             with trouble:
                 worker.settler.settle(worker.consumer)
         except DatabaseError:
+            self.take_effect(worker)
             assert len(worker.settler.settlements) == len(worker.decided)
             return
-        assert worker.settler.settlements == []
         self.take_effect(worker)
+        assert (worker.settler.settlements, worker.decided) == ([], [])
 
     def take_effect(self, worker: Worker) -> None:
-        for name, outcome in worker.decided:
+        """What was acked has; in the order in which it was, which changes where a pass had failed."""
+        outcomes, names = dict(worker.decided), {id(delivery): name for name, delivery in worker.held.items()}
+        done = [names[id(delivery)] for delivery in worker.consumer.settled]
+        worker.consumer.settled.clear()
+        for name in done:
+            outcome = outcomes[name]
             for sent in outcome.publish:
                 about = str(sent.message.correlation_id)
                 if sent.queue == "mail":
@@ -302,9 +309,8 @@ class Chaos(RuleBasedStateMachine):
                 assert name not in self.ends
                 self.ends[name] = outcome.record.status
             del worker.held[name]
-        done = {name for name, _ in worker.decided}
         self.rows = [row for row in self.rows if not (row.name in done and row.owner == worker.number)]
-        worker.decided.clear()
+        worker.decided = [(name, outcome) for name, outcome in worker.decided if name not in done]
 
     @precondition(lambda self: self.workers)
     @rule(number=which, orderly=st.booleans())

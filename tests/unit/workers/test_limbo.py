@@ -7,7 +7,7 @@ import time
 import pytest
 
 from taskq.broker.interface import Delivery
-from taskq.workers.limbo import REMEMBERED, Limbo, Return
+from taskq.workers.limbo import REMEMBERED, Ended, Limbo, Return
 from taskq.workers.outcome import SUCCEEDED
 
 
@@ -33,7 +33,9 @@ def test_an_outcome_waits_for_its_message(limbo: Limbo) -> None:
     running = delivery("a")
     limbo.orphan(running)
     limbo.ended(running, SUCCEEDED)
-    assert limbo.claim(delivery("a")) is SUCCEEDED
+    end = limbo.claim(delivery("a"))
+    assert isinstance(end, Ended)
+    assert (end.outcome, end.breaks) == (SUCCEEDED, 0)
     assert limbo.claim(delivery("a")) is Return.STRANGER
 
 
@@ -50,10 +52,15 @@ def test_messages_without_an_id_are_strangers(limbo: Limbo) -> None:
     assert limbo.claim(delivery("")) is Return.STRANGER
 
 
-def test_what_nobody_asks_for_is_forgotten(limbo: Limbo) -> None:
+def test_what_nobody_asks_for_is_forgotten_however_long_the_outage_was(limbo: Limbo) -> None:
     limbo.unbegun(delivery("a"))
     limbo.ended(delivery("b"), SUCCEEDED)
-    limbo.forget_old(time.monotonic() + REMEMBERED - 10)
+    limbo.ended(delivery("c"), SUCCEEDED)
+    back = time.monotonic() + 10 * REMEMBERED
+    limbo.connected(back)
+    limbo.forget_old(back)
     assert limbo.claim(delivery("a")) is Return.UNBEGUN
-    limbo.forget_old(time.monotonic() + REMEMBERED + 10)
-    assert limbo.claim(delivery("b")) is Return.STRANGER
+    limbo.forget_old(back + REMEMBERED - 10)
+    assert isinstance(limbo.claim(delivery("b")), Ended)
+    limbo.forget_old(back + REMEMBERED + 10)
+    assert limbo.claim(delivery("c")) is Return.STRANGER

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,14 +14,19 @@ import pytest
 from taskq import config
 from taskq.broker.interface import Delivery
 from taskq.broker.sqlite.consumer import SqliteConsumer
+from taskq.broker.sqlite.properties import decode
 from taskq.broker.sqlite.session import SqliteSession
 from taskq.config import Settings
 from taskq.errors import DatabaseError
 from taskq.message import Message, Publication
 from taskq.results.ledger import UNDECIDED, Change, tick_entry
 from taskq.results.sqlite import SqliteResults
+from taskq.results.store import Record
+from taskq.workers import note
+from taskq.workers.last_resort import LastResort
 from taskq.workers.outcome import SUCCEEDED, Outcome, again, dead_letter, record
 from taskq.workers.settle import Settler
+from taskq.workers.slot import Slot
 
 COUNT = 5
 
@@ -44,6 +51,10 @@ def consumer(settings: Settings, session: SqliteSession) -> Iterator[SqliteConsu
     consumer.set_window(COUNT)
     yield consumer
     consumer.close()
+
+
+def last_resort(settings: Settings) -> LastResort:
+    return LastResort(settings, "worker", decode, lambda _: "default")
 
 
 def message(task_id: str) -> Message:
@@ -82,7 +93,7 @@ def settled(session: SqliteSession, results: SqliteResults) -> bool:
 
 def test_one_pass_settles_everything(settings: Settings, session: SqliteSession, consumer: SqliteConsumer) -> None:
     results = SqliteResults(settings.broker, 60.0, consumer.database)
-    settler = Settler(results, lambda _: "default", "worker")
+    settler = Settler(results, last_resort(settings))
     held(settler, consumer)
     assert undone(session, results)
     settler.settle(consumer)
@@ -93,7 +104,7 @@ def test_one_pass_settles_everything(settings: Settings, session: SqliteSession,
 def test_a_full_disk_undoes_the_whole_pass(settings: Settings, session: SqliteSession, consumer: SqliteConsumer) -> None:
     assert consumer.database is not None
     results = SqliteResults(settings.broker, 60.0, consumer.database)
-    settler = Settler(results, lambda _: "default", "worker")
+    settler = Settler(results, last_resort(settings))
     held(settler, consumer, size=100_000)
     ((pages,),) = consumer.database.execute("pragma page_count")
     consumer.database.execute(f"pragma max_page_count = {pages + 5}")
@@ -107,10 +118,12 @@ def test_a_full_disk_undoes_the_whole_pass(settings: Settings, session: SqliteSe
     assert settled(session, results)
 
 
-def test_results_in_a_locked_file_hold_the_acks_back(session: SqliteSession, consumer: SqliteConsumer, tmp_path: Path) -> None:
+def test_results_in_a_locked_file_hold_the_acks_back(
+    settings: Settings, session: SqliteSession, consumer: SqliteConsumer, tmp_path: Path
+) -> None:
     results = SqliteResults(f"sqlite:///{tmp_path}/results.db", 60.0)
     results._database.set_busy_timeout(0.05)
-    settler = Settler(results, lambda _: "default", "worker")
+    settler = Settler(results, last_resort(settings))
     held(settler, consumer)
     stranger = sqlite3.connect(tmp_path / "results.db", isolation_level=None)
     stranger.execute("begin immediate")
@@ -125,11 +138,11 @@ def test_results_in_a_locked_file_hold_the_acks_back(session: SqliteSession, con
 
 
 def test_a_broker_that_is_locked_leaves_results_that_the_next_pass_overwrites(
-    session: SqliteSession, consumer: SqliteConsumer, tmp_path: Path
+    settings: Settings, session: SqliteSession, consumer: SqliteConsumer, tmp_path: Path
 ) -> None:
     assert consumer.database is not None
     results = SqliteResults(f"sqlite:///{tmp_path}/results.db", 60.0)
-    settler = Settler(results, lambda _: "default", "worker")
+    settler = Settler(results, last_resort(settings))
     held(settler, consumer)
     consumer.database.set_busy_timeout(0.05)
     stranger = sqlite3.connect(tmp_path / "broker.db", isolation_level=None)
@@ -146,7 +159,7 @@ def test_a_broker_that_is_locked_leaves_results_that_the_next_pass_overwrites(
 
 def test_every_kind_of_outcome(settings: Settings, session: SqliteSession, consumer: SqliteConsumer) -> None:
     results = SqliteResults(settings.broker, 60.0, consumer.database)
-    settler = Settler(results, lambda _: "default", "worker")
+    settler = Settler(results, last_resort(settings))
     deliveries = consumer.receive()
     end = record(message("id-2"), "FAILURE", None)
     letter = dead_letter("mail", message("id-2"), "crashed", "SIGSEGV", worker="w", end=end)
@@ -169,28 +182,35 @@ def test_every_kind_of_outcome(settings: Settings, session: SqliteSession, consu
     assert kept.status == "FAILURE"
 
 
-def test_what_was_not_settled_is_handed_out_when_the_connection_is_lost(consumer: SqliteConsumer) -> None:
-    settler = Settler(None, lambda _: "default", "worker")
+def test_what_was_not_settled_is_handed_out_when_the_connection_is_lost(settings: Settings, consumer: SqliteConsumer) -> None:
+    settler = Settler(None, last_resort(settings))
     deliveries = held(settler, consumer)
     assert [settlement.delivery for settlement in settler.drop_lost()] == deliveries
     assert settler.settlements == []
 
 
+@pytest.fixture
+def slot() -> Slot:
+    descriptor = note.create(1)
+    slot = Slot(0, note.Note(descriptor, 0))
+    os.close(descriptor)
+    return slot
+
+
 def test_a_beginning_is_recorded_and_its_message_stays_unacked(
-    settings: Settings, session: SqliteSession, consumer: SqliteConsumer
+    settings: Settings, session: SqliteSession, consumer: SqliteConsumer, slot: Slot
 ) -> None:
     results = SqliteResults(settings.broker, 60.0, consumer.database)
-    settler = Settler(results, lambda _: "default", "worker")
+    settler = Settler(results, last_resort(settings))
     delivery, dead, *_ = consumer.receive()
-    answers: list[bool] = []
     begun = Outcome("begun", record=record(message("id-0"), "STARTED", {"retries": 0}))
-    settler.add(delivery, begun, answers.append)
-    settler.add(dead, Outcome("begun", record=record(message("id-1"), "STARTED", {})), answers.append)
+    settler.add(delivery, begun, (slot, 1))
+    settler.add(dead, Outcome("begun", record=record(message("id-1"), "STARTED", {})), (slot, 2))
     assert settler.forget_beginning(dead)
     assert not settler.forget_beginning(dead)
-    assert answers == []
+    assert settler.answers == []
     settler.settle(consumer)
-    assert (answers, settler.settlements) == ([True], [])
+    assert (settler.answers, settler.settlements) == ([(slot, 1, True, False)], [])
     [kept] = results.fetch(["id-0"])
     assert kept is not None
     assert kept.status == "STARTED"
@@ -199,28 +219,86 @@ def test_a_beginning_is_recorded_and_its_message_stays_unacked(
 
 
 def test_of_all_copies_of_a_tick_the_first_that_asks_may_run_and_it_is_told_with_the_next_pass(
-    settings: Settings, consumer: SqliteConsumer
+    settings: Settings, consumer: SqliteConsumer, slot: Slot
 ) -> None:
     results = SqliteResults(settings.broker, 60.0, consumer.database)
     assert results.ledger is not None
     assert results.ledger.swap([Change(tick_entry("t"), None, UNDECIDED)])
-    settler = Settler(None, lambda _: "default", "worker")
+    settler = Settler(results, last_resort(settings))
     first, second, third, *_ = consumer.receive()
-    answers: dict[str, bool] = {}
 
-    def ask(delivery: Delivery, copy: str) -> None:
-        tick = message("id-0").with_headers(tq_tick="t", tq_tick_copy=copy)
-        settler.ask(delivery, tick, lambda may: answers.update({copy: may}))
+    def ask(number: int, delivery: Delivery, copy: str) -> None:
+        settler.ask(delivery, message("id-0").with_headers(tq_tick="t", tq_tick_copy=copy), (slot, number))
 
-    ask(first, "a")
-    ask(second, "b")
-    ask(third, "died")
+    ask(1, first, "a")
+    ask(2, second, "b")
+    ask(3, third, "died")
     assert settler.forget_beginning(third)
     settler.settle(consumer)
-    assert (answers, settler.idle) == ({}, False), "nobody knows while there is no store"
-    settler.store = results
+    assert (settler.answers, settler.idle) == ([(slot, 1, True, False), (slot, 2, False, False)], True)
+    settler.answers.clear()
+    ask(1, first, "a")
     settler.settle(consumer)
-    assert (answers, settler.idle) == ({"a": True, "b": False}, True)
-    ask(first, "a")
+    assert settler.answers == [(slot, 1, True, False)], "it came back, and it is still the one"
+
+
+def test_where_nobody_keeps_a_ledger_a_tick_runs(settings: Settings, consumer: SqliteConsumer, slot: Slot) -> None:
+    settler = Settler(None, last_resort(settings))
+    delivery, *_ = consumer.receive()
+    settler.ask(delivery, message("id-0").with_headers(tq_tick="t", tq_tick_copy="a"), (slot, 1))
     settler.settle(consumer)
-    assert answers["a"], "it came back, and it is still the one"
+    assert settler.answers == [(slot, 1, True, False)]
+
+
+IMPOSSIBLE = [
+    Outcome("succeeded", (Publication("replies", message("reply"), reply=True),)),
+    Outcome("succeeded", (Publication("next", message("id").with_headers(x=object())),)),
+    Outcome("succeeded", (Publication("next\udce9", message("id")),)),
+    Outcome("succeeded", record=Record("id-0", "SUCCESS", b"{}", attempt=2**70)),
+    Outcome("succeeded", record=Record("id-0\udce9", "SUCCESS", b"{}")),
+]
+
+
+@pytest.mark.parametrize("impossible", IMPOSSIBLE, ids=["no route", "no JSON", "no text", "no number", "no key"])
+@pytest.mark.parametrize("place", range(COUNT))
+def test_what_can_never_take_effect_is_a_dead_letter_and_its_neighbours_are_settled_in_the_same_pass(
+    settings: Settings, session: SqliteSession, consumer: SqliteConsumer, impossible: Outcome, place: int
+) -> None:
+    results = SqliteResults(settings.broker, 60.0, consumer.database)
+    settler = Settler(results, last_resort(settings))
+    for number, delivery in enumerate(consumer.receive()):
+        settler.add(delivery, impossible if number == place else outcome(number))
+    settler.settle(consumer)
+    assert session.depth("next") == COUNT - 1
+    [bad] = settler.settlements
+    for _ in range(10):
+        bad.due = 0.0
+        settler.settle(consumer)
+        if not settler.settlements:
+            break
+    assert (settler.settlements, session.depth("mail.dead")) == ([], 1)
+    assert session.database.execute("select count(*) from messages where queue = 'mail'") == [(0,)]
+    [end] = results.fetch([f"id-{place}"])
+    assert end is not None
+    assert end.status == "FAILURE"
+
+
+def test_one_that_a_full_disk_has_no_room_for_does_not_keep_the_others_from_being_settled(
+    settings: Settings, session: SqliteSession, consumer: SqliteConsumer
+) -> None:
+    assert consumer.database is not None
+    results = SqliteResults(settings.broker, 60.0, consumer.database)
+    settler = Settler(results, last_resort(settings))
+    for number, delivery in enumerate(consumer.receive()):
+        settler.add(delivery, outcome(number, 1_000_000 if number == 1 else 10))
+    ((pages,),) = consumer.database.execute("pragma page_count")
+    consumer.database.execute(f"pragma max_page_count = {pages + 20}")
+    for _ in range(3):
+        with suppress(DatabaseError):
+            settler.settle(consumer)
+    assert session.depth("next") == COUNT - 1
+    [large] = settler.settlements
+    consumer.database.execute("pragma max_page_count = 1000000")
+    large.due = 0.0
+    settler.settle(consumer)
+    assert settled(session, results)

@@ -1,0 +1,128 @@
+"""Returns: messages that came back although nobody gave them back, and what becomes of each.
+
+Some this worker knows from before its connection broke (``limbo``). Of all others it is asked what is recorded of them, by the
+backend and by the run journals of the dead, and ``crashes`` decides. Many are judged with one question to the backend: after an
+outage a thousand come back at once, and the loop must not be held up by them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from taskq import log
+from taskq.broker.interface import Decode, Delivery
+from taskq.errors import BrokerError, MessageError
+from taskq.message import Message, undecodable
+from taskq.results.store import Record
+from taskq.workers.crashes import Coroner
+from taskq.workers.limbo import Ended, Limbo, Return
+from taskq.workers.outcome import Outcome
+from taskq.workers.settle import Settler
+
+#: For how long after a lost connection nothing is proven by a message that comes back, in seconds.
+OUTAGE_SECONDS = 30.0
+#: How many are judged at once.
+MOST_AT_ONCE = 100
+
+logger = log.get_logger("taskq.custody")
+
+
+class Judgement(NamedTuple):
+    """What becomes of a message that came back: its end, or, without one, it waits for a child as any other does.
+
+    ``stranger`` says that this worker knew nothing of it; ``breaks`` is what its settlement said of them before.
+    """
+
+    delivery: Delivery
+    outcome: Outcome | None
+    stranger: bool = False
+    breaks: int = 0
+
+
+class Returns:
+    """Those of one worker. ``waiting`` are yet to be judged, oldest first; ``begun`` asks the run journals."""
+
+    def __init__(
+        self,
+        settler: Settler,
+        coroner: Coroner,
+        read: Decode,
+        identify: Callable[[bytes], str | None],
+        begun: Callable[[str], bool],
+    ) -> None:
+        self.waiting: deque[Delivery] = deque()
+        self.limbo = Limbo(identify)
+        self._settler = settler
+        self._coroner = coroner
+        self._read = read
+        self._begun = begun
+        self._connection_lost_at = -OUTAGE_SECONDS
+
+    def lose_connection(self, now: float) -> None:
+        """The broker hands all of them out again, once there is a connection."""
+        self._connection_lost_at = now
+        self.waiting.clear()
+
+    def judge(self) -> Iterator[Judgement]:
+        """What becomes of the oldest ones; those that can't be judged now wait on."""
+        strangers: list[Delivery] = []
+        for _ in range(min(len(self.waiting), MOST_AT_ONCE)):
+            delivery = self.waiting.popleft()
+            match self.limbo.claim(delivery):
+                case Ended(outcome=outcome, breaks=breaks):
+                    yield Judgement(delivery, outcome, breaks=breaks)
+                case Return.UNBEGUN:
+                    delivery.redelivered = False
+                    yield Judgement(delivery, None)
+                case Return.STRANGER:
+                    strangers.append(delivery)
+        if not strangers:
+            return
+        messages = [self.message(delivery) for delivery in strangers]
+        try:
+            records = self._records(messages)
+        except BrokerError as error:
+            # One of them may run at most once: without an answer it must not run. They are asked about again.
+            self.waiting.extendleft(reversed(strangers))
+            logger.warning("backend_failed", error=str(error), waiting=len(self.waiting))
+            return
+        # Where our own connection has just broken, so may that of whoever had it, and no worker need have died.
+        blinked = time.monotonic() <= self._connection_lost_at + OUTAGE_SECONDS
+        for delivery, message, record in zip(strangers, messages, records, strict=True):
+            yield Judgement(delivery, self._decide(delivery, message, record, blinked=blinked), stranger=True)
+
+    def _decide(self, delivery: Delivery, message: Message, record: Record | None, *, blinked: bool) -> Outcome:
+        try:
+            task_id = message.headers.get("id")
+            begun = isinstance(task_id, str) and self._begun(task_id)
+            orphaned = delivery.orphaned and not blinked
+            return self._coroner.came_back(delivery.queue, message, orphaned=orphaned, begun=begun, record=record)
+        except Exception as error:  # noqa: BLE001  # whatever it holds, it must not keep the others from being judged
+            return self._settler.last_resort.dead_letter(delivery, error)
+
+    def _records(self, messages: Sequence[Message]) -> list[Record | None]:
+        """What is recorded of these tasks; raises ``BrokerError`` while that can't be found out."""
+        store = self._settler.store
+        ids = [task_id for message in messages if isinstance(task_id := message.headers.get("id"), str)]
+        if store is None or not ids:
+            return [None] * len(messages)
+        try:
+            found = dict(zip(ids, store.fetch(ids), strict=True))
+        except BrokerError as error:
+            if error.passing or len(messages) == 1:
+                if error.passing:
+                    raise
+                # An id that the backend can't hold is one that nothing is recorded of.
+                return [None]
+            return [record for message in messages for record in self._records([message])]
+        return [found.get(message.headers.get("id", "")) for message in messages]
+
+    def message(self, delivery: Delivery) -> Message:
+        """The message, decoded: only for what must be published again, and for rare questions."""
+        try:
+            return self._read(delivery.properties, delivery.body)
+        except MessageError:
+            return undecodable(delivery.body)
