@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import msgspec
 
 from taskq.config import masked
+from taskq.output import STANDARD_ERROR, Output
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor, WrappedLogger
 
 Format = Literal["console", "json"]
 Level = Literal["debug", "info", "warning", "error"]
-
-_STANDARD_ERROR = 2
 
 # structlog.contextvars reads every context variable whose name begins with "structlog_", so these show up in its
 # lines. Its bind_contextvars does the same at ten times the cost, and it would import structlog into processes that
@@ -210,19 +209,13 @@ class _LastResort(logging.Handler):
 
 
 class _Lines:
-    """The end of structlog's chain: writes each line with one system call, so that lines of several processes don't mix."""
+    """The end of structlog's chain."""
 
     def __init__(self, *names: Any) -> None:
         self.name = names[0] if names else None
 
     def write(self, line: bytes) -> None:
-        try:
-            while line:
-                line = line[os.write(_STANDARD_ERROR, line) :]
-        except OSError:
-            # Standard error is gone or its disk is full. A lost line is less than a lost supervisor, and where could
-            # it be reported?
-            return
+        _output.write(line)
 
     debug = info = warning = warn = error = critical = fatal = exception = msg = log = write
 
@@ -235,7 +228,7 @@ def _processors(format: Format) -> list[Processor]:
 
     if format == "json":
         return [merge_contextvars, add_log_level, format_exc_info, _render_json]
-    colors = os.isatty(_STANDARD_ERROR) and not os.environ.get("NO_COLOR")
+    colors = os.isatty(STANDARD_ERROR) and not os.environ.get("NO_COLOR")
     # The default formatter of rich shows local variables: secrets, possibly.
     console = dev.ConsoleRenderer(colors=colors, exception_formatter=dev.plain_traceback)
 
@@ -263,6 +256,13 @@ def _render_json(logger: WrappedLogger, _method: str, event: EventDict) -> bytes
         return _line(_encode({key: ascii(value) for key, value in event.items()}).decode())
 
 
+def _dropped(count: int) -> bytes:
+    return _line(
+        _encode({"timestamp": datetime.now(UTC), "level": "warning", "event": "log_lines_dropped", "count": count}).decode()
+    )
+
+
+_output = Output(_dropped)
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 
-from tests.support import Stage, eventually, json_lines
+from tests.support import ROOT, Stage, eventually, json_lines
 
 
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
@@ -51,3 +56,23 @@ def test_every_line_of_a_task_in_json(sqlite_stage: Stage) -> None:
     # A child between two tasks, the supervisor and the zygote speak for no task's logger.
     for line in worker.logged("worker_stopped") + worker.logged("child_died"):
         assert not {"task_id", "task", "attempt"} & line.keys()
+
+
+def test_a_log_that_nobody_reads_holds_nothing_up(sqlite_stage: Stage) -> None:
+    client = sqlite_stage.client()
+    reading, writing = os.pipe()
+    command = [sys.executable, "-m", "taskq", "worker", "-A", "tests.apps.basic:app", "-Q", sqlite_stage.queue, "-c", "2"]
+    worker = subprocess.Popen(command, cwd=ROOT, env=sqlite_stage.environment(), stderr=writing, start_new_session=True)
+    os.close(writing)
+    try:
+        # Some two hundred bytes for each of them: the pipe is full after a quarter.
+        results = [client.send_task("add", [number, 1]) for number in range(1200)]
+        assert [result.get(timeout=60) for result in results] == [number + 1 for number in range(1200)]
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(15) == 0
+        assert b"task_succeeded" in os.read(reading, 1 << 20)
+    finally:
+        os.close(reading)
+        if worker.poll() is None:
+            os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait()
