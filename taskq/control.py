@@ -6,9 +6,13 @@ Whoever folds them in their order knows what is revoked and what is paused.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 import msgspec
+
+#: For how long a revocation is kept, in seconds: longer than its message may still be under way.
+REVOKED_SECONDS = 30 * 86_400.0
 
 
 class Revoke(msgspec.Struct, frozen=True, tag="revoke"):
@@ -60,7 +64,10 @@ class Standing:
         self.paused: set[str] = set()
 
     def fold(self, controls: Iterable[Control]) -> None:
-        """These entries came in, oldest first."""
+        """These entries came in, oldest first. What brokers have long forgotten is forgotten here, too."""
+        forgotten = time.time() - REVOKED_SECONDS
+        while self.revoked and 0.0 < next(iter(self.revoked.values())).at < forgotten:
+            del self.revoked[next(iter(self.revoked))]
         for control in controls:
             match control:
                 case Revoke(id=task_id):

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from taskq.broker.sqlite.consumer import SqliteConsumer
-from taskq.broker.sqlite.controls import REVOKED_SECONDS
 from taskq.broker.sqlite.properties import correlation_id
 from taskq.broker.sqlite.session import SqliteSession
-from taskq.control import Control, Pause, Revoke, encode
+from taskq.control import REVOKED_SECONDS, Control, Pause, Revoke, encode
 from tests.integration.sqlite_children import consumer_of, publication, publish, settings_of
 from tests.support import Hold, eventually
 

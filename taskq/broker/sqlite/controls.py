@@ -9,11 +9,8 @@ from __future__ import annotations
 import time
 
 from taskq import control, liveness
-from taskq.control import Control, Revoke
+from taskq.control import REVOKED_SECONDS, Control, Revoke
 from taskq.sqlite import Database
-
-#: How long a revocation is kept, in seconds: longer than its message may still be under way.
-REVOKED_SECONDS = 30 * 86400.0
 
 _KEEP = "insert or replace into controls (key, entry, expires) values (?, ?, ?)"
 _AFTER = "select id, entry from controls where id > ? and (expires is null or expires > ?) order by id"
