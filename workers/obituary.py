@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -20,10 +21,13 @@ from pathlib import Path
 
 from taskq.config import state_database
 from taskq.errors import ConfigurationError
+from taskq.files import FILE, make_folder
 from taskq.workers import note
 
 #: For how long the file of a dead worker is kept, in seconds.
 KEPT = 86_400.0
+#: How much is read of a file, in bytes: more than any worker has notes.
+_MOST_BYTES = 1 << 20
 
 
 class Register:
@@ -42,12 +46,15 @@ class Register:
         try:
             self._folder = folder or state_database().parent / "workers"
             self._path = self._folder / f"{uuid.uuid4().hex}.notes"
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self.descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            make_folder(self._folder)
+            # Under another name until it is locked: an unlocked one is a dead worker's, to be read and removed by anybody.
+            unlocked = self._path.with_suffix(".new")
+            self.descriptor = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, FILE)
             # Opened anew: a lock belongs to the opening, and the children, who inherit the other, must not keep it.
-            self._lock = os.open(self._path, os.O_RDWR)
+            self._lock = os.open(unlocked, os.O_RDWR)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(self.descriptor, slots * note.SIZE)
+            unlocked.rename(self._path)
         except (OSError, ConfigurationError) as error:
             self.trouble = str(error)
             self.descriptor = note.create(slots)
@@ -55,11 +62,15 @@ class Register:
 
     def begun(self, task_id: str) -> bool:
         """Whether a worker that died on this machine was running the task at that moment. Each death is told of once."""
+        return bool(self.begun_of([task_id]))
+
+    def begun_of(self, task_ids: Iterable[str]) -> set[str]:
+        """Which of these tasks had begun, as ``begun`` says; the files of the workers are looked at once for all of them."""
         for path in self._all():
             if path not in self._dead and (tasks := _last_tasks(path)) is not None:
                 self._dead[path] = frozenset(tasks)
-        told = [path for path, tasks in self._dead.items() if task_id in tasks and _tell(path, task_id)]
-        return bool(told)
+        asked = set(task_ids)
+        return {task for path, tasks in self._dead.items() for task in tasks & asked if _tell(path, task)}
 
     def close(self) -> None:
         """The worker ends in order, and leaves nothing behind."""
@@ -73,8 +84,9 @@ class Register:
         return () if self._folder is None else self._folder.glob("*.notes")
 
     def _forget_old(self) -> None:
-        for path in self._all():
-            with suppress(FileNotFoundError):  # another worker was faster
+        unfinished = () if self._folder is None else self._folder.glob("*.new")
+        for path in (*self._all(), *unfinished):
+            with suppress(OSError):  # another worker was faster, or somebody has put it there who may
                 if time.time() - path.stat().st_mtime > KEPT and _last_tasks(path) is not None:
                     path.unlink()
 
@@ -84,10 +96,11 @@ def _last_tasks(path: Path) -> dict[str, int] | None:
     with _if_dead(path) as descriptor:
         if descriptor is None:
             return None
-        tasks = note.running(os.pread(descriptor, os.fstat(descriptor).st_size, 0))
+        tasks = note.running(os.pread(descriptor, _MOST_BYTES, 0))
         if not tasks:
             # Nobody will ever ask for it.
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
         return tasks
 
 
@@ -96,7 +109,7 @@ def _tell(path: Path, task_id: str) -> bool:
     with _if_dead(path) as descriptor:
         if descriptor is None:
             return False
-        place = note.running(os.pread(descriptor, os.fstat(descriptor).st_size, 0)).get(task_id)
+        place = note.running(os.pread(descriptor, _MOST_BYTES, 0)).get(task_id)
         if place is not None:
             os.pwrite(descriptor, bytes(note.SIZE), place)
         return place is not None
@@ -106,16 +119,17 @@ def _tell(path: Path, task_id: str) -> bool:
 def _if_dead(path: Path) -> Iterator[int | None]:
     """The file, locked, if its worker is dead and nobody else is reading in it; else None."""
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError:
         # Gone meanwhile, or another user's, or on a disk that can't be written any more: nothing that could be told once only.
         yield None
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        yield None
-    else:
-        yield descriptor
+        dead = stat.S_ISREG(os.fstat(descriptor).st_mode)
+    except OSError:
+        dead = False
+    try:
+        yield descriptor if dead else None
     finally:
         os.close(descriptor)
