@@ -13,6 +13,7 @@ import errno
 import os
 import random
 import sqlite3
+import stat
 import threading
 import time
 import weakref
@@ -22,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from taskq.errors import ConfigurationError, DatabaseError
+from taskq.files import make_file, make_folder
 from taskq.schema import APPLICATION_ID, STEPS, VERSION
+from taskq.sqlite_errors import ERRORS, explained
 
 if sqlite3.sqlite_version_info < (3, 35, 0):
     raise ImportError(f"taskq needs SQLite 3.35 or newer, and this Python was built with {sqlite3.sqlite_version}")
@@ -36,22 +39,29 @@ _held: list[Database] = []
 
 
 def path_of(url: str) -> Path:
-    """The file of an ``sqlite:///relative.db`` or ``sqlite:////absolute.db`` URL; raises ``ConfigurationError`` for others."""
+    """The file of an ``sqlite:///relative.db`` or ``sqlite:////absolute.db`` URL; raises ``ConfigurationError`` for others.
+
+    Symbolic links are followed: the file's companions stand beside itself, whatever name it is opened by.
+    """
     path = url.removeprefix("sqlite:///")
-    if path == url or not path or path == ":memory:":
+    if path == url or not path or path == ":memory:" or "\0" in path:
         raise ConfigurationError(f"{url!r} names no file; write sqlite:///relative/file.db or sqlite:////absolute/file.db")
-    return Path(path).absolute()
+    return Path(os.path.realpath(path))
 
 
 class Database:
     """A connection to one file, shared by the threads of a process and reopened after a fork.
 
-    Opening creates the file and its folder where they are missing, and raises ``DatabaseError`` for a file that is not ours,
-    without touching it. ``busy_timeout`` is how many seconds to wait for another process's transaction.
+    Opening creates the file and its folder where they are missing, for this user alone, and raises ``DatabaseError`` for a file
+    that is not ours, without touching it. ``busy_timeout`` is how many seconds to wait for another process's transaction.
     """
 
     def __init__(self, path: Path, busy_timeout: float = 5.0) -> None:
-        self.path = path
+        self.path = Path(os.path.realpath(path))
+        #: Which file it is that is open under this name.
+        self.identity = (0, 0)
+        #: How large a row may be.
+        self.most_bytes = 0
         self.lock = threading.RLock()
         self._busy_timeout = busy_timeout
         self._connection: sqlite3.Connection | None = None
@@ -71,7 +81,7 @@ class Database:
         with self.lock:
             try:
                 return self._opened().execute(sql, parameters).fetchall()
-            except sqlite3.Error as error:
+            except ERRORS as error:
                 raise self._failed(error) from error
 
     def execute_many(self, sql: str, parameters: Iterable[Sequence[Any]]) -> int:
@@ -79,21 +89,22 @@ class Database:
         with self.lock:
             try:
                 return self._opened().executemany(sql, parameters).rowcount
-            except sqlite3.Error as error:
+            except ERRORS as error:
                 raise self._failed(error) from error
 
     @contextmanager
-    def transaction(self, *, durable: bool = True) -> Iterator[None]:
+    def transaction(self, *, durable: bool = True, patience: float | None = None) -> Iterator[None]:
         """Everything inside takes effect together at the end of the block, or not at all when it raises.
 
         ``durable=False`` saves the fsync: the transaction survives the death of every process, but may be undone by the loss
-        of power. Inside another transaction, the block becomes a part of that one. Raises ``DatabaseError``.
+        of power. ``patience`` is for how many seconds to wait for others' transactions, None for as long as for others. Inside
+        another transaction, the block becomes a part of that one. Raises ``DatabaseError``.
         """
         with self.lock:
             if self._in_transaction:
                 yield
                 return
-            self._begin(durable)
+            self._begin(durable, self._busy_timeout if patience is None else patience)
             try:
                 yield
                 for hook, *arguments in self._before_commit:
@@ -107,6 +118,22 @@ class Database:
             hooks, self._after_commit = self._after_commit, {}
         for hook, *arguments in hooks:
             hook(*arguments)
+
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """A part of the current transaction: when it raises, it has changed nothing, and the transaction can go on."""
+        self.execute("savepoint part")
+        failure = self._failure
+        try:
+            yield
+        except BaseException:
+            # Not after a full disk, for example: then SQLite has undone the whole transaction by itself.
+            if self._opened().in_transaction:
+                self.execute("rollback to part")
+                self.execute("release part")
+                self._failure = failure
+            raise
+        self.execute("release part")
 
     def before_commit(self, hook: Callable[..., None], *arguments: Any) -> None:
         """Call ``hook`` as the last part of the current transaction; the same hook with the same arguments is called once."""
@@ -154,13 +181,15 @@ class Database:
             )
         return self._connection
 
-    def _begin(self, durable: bool) -> None:
+    def _begin(self, durable: bool, patience: float) -> None:
         try:
             connection = self._opened()
+            if durable:
+                self._check_place()
             if durable is not self._durable:
                 connection.execute("pragma synchronous = full" if durable else "pragma synchronous = normal")
                 self._durable = durable
-            self._begin_immediate(connection)
+            self._begin_immediate(connection, patience)
         except sqlite3.Error as error:
             # It may have begun all the same, and would keep everybody out.
             self._roll_back()
@@ -168,12 +197,32 @@ class Database:
         self._in_transaction, self._failure = True, None
         self._forget_hooks()
 
-    def _begin_immediate(self, connection: sqlite3.Connection) -> None:
+    @property
+    def in_place(self) -> bool:
+        """Whether what is open still is the file of this name."""
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == self.identity
+
+    def _check_place(self) -> None:
+        """What is confirmed must be where others look for it: raises ``DatabaseError`` if it would not be."""
+        if self.in_place:
+            return
+        self.close()
+        raise DatabaseError(
+            f"{self.path} was deleted or replaced while it was open; nothing was stored, and what it held is gone unless the "
+            "file still has another name; the next call opens what is there then",
+            passing=True,
+        )
+
+    def _begin_immediate(self, connection: sqlite3.Connection, patience: float) -> None:
         """Wait for others' transactions in short random steps.
 
         SQLite's own steps grow to a tenth of a second, and where others write without a pause they all end too late.
         """
-        give_up = time.monotonic() + self._busy_timeout
+        give_up = time.monotonic() + patience
         connection.execute("pragma busy_timeout = 0")
         try:
             while True:
@@ -212,34 +261,51 @@ class Database:
         self._before_commit.clear()
         self._after_commit.clear()
 
-    def _failed(self, error: sqlite3.Error) -> DatabaseError:
+    def _failed(self, error: Exception) -> DatabaseError:
         failure = explained(error, self.path)
         if self._in_transaction:
             self._failure = self._failure or failure
         return failure
 
     def _open(self) -> sqlite3.Connection:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            full = error.errno == errno.ENOSPC
-            raise DatabaseError(f"cannot create the folder {self.path.parent}: {error.strerror}", passing=full) from error
+        self._make()
         try:
             connection = sqlite3.connect(
                 self.path, timeout=self._busy_timeout, isolation_level=None, check_same_thread=False, cached_statements=128
             )
-        except sqlite3.Error as error:
+        except ERRORS as error:
             raise explained(error, self.path) from error
         try:
             self._prepare(connection)
-        except sqlite3.Error as error:
+        except ERRORS as error:
             connection.close()
             raise explained(error, self.path) from error
         except BaseException:
             connection.close()
             raise
         self._connection, self._pid, self._durable = connection, os.getpid(), True
+        self.most_bytes = connection.getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
         return connection
+
+    def _make(self) -> None:
+        """Make the file and its folder where they are missing; raises ``DatabaseError`` where the file can't be one of ours."""
+        try:
+            make_folder(self.path.parent)
+            # SQLite would make it for everybody. Its companions get the permissions of the file.
+            make_file(self.path)
+            found = os.stat(self.path)
+        except OSError as error:
+            full = error.errno == errno.ENOSPC
+            text = f"cannot create {self.path} ({error.strerror or error}); the file and its folder must both be writable"
+            raise DatabaseError(text, passing=full) from error
+        if not stat.S_ISREG(found.st_mode):
+            raise DatabaseError(f"{self.path} is no file; name another one")
+        if found.st_nlink > 1:
+            raise DatabaseError(
+                f"{self.path} has {found.st_nlink} names (hard links): who opens it by one takes those who use another for "
+                f"dead; find them with 'find … -samefile {self.path}' and keep one; copies are made with SQLite's .backup"
+            )
+        self.identity = found.st_dev, found.st_ino
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         # In a transaction, since another process may be creating the schema between two of the questions.
@@ -286,28 +352,6 @@ class Database:
                 time.sleep(0.005)
         if mode != "wal":
             raise DatabaseError(f"the file system of {self.path} allows no write-ahead log; name a file on a local disk")
-
-
-def explained(error: sqlite3.Error, path: Path) -> DatabaseError:
-    """What an error of SQLite's means and what to do about it."""
-    code = getattr(error, "sqlite_errorcode", 0)
-    match code & 0xFF:
-        case sqlite3.SQLITE_FULL:
-            text = f"the disk of {path} is full: nothing was stored; make room and try again"
-        case sqlite3.SQLITE_IOERR:
-            text = f"reading or writing {path} failed ({error}): the disk is full or failing; nothing was stored"
-        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            text = f"{path} is locked by another process; nothing was stored; see who keeps it open, with fuser or lsof"
-        case sqlite3.SQLITE_NOTADB:
-            text = f"{path} is not an SQLite database; name another file, or move this one away"
-        case sqlite3.SQLITE_CORRUPT:
-            text = f"{path} is damaged ({error}); stop the workers, save what can be saved with 'sqlite3 {path} .recover'"
-        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
-            text = f"{path} cannot be opened for writing ({error}); the file and its folder must both be writable"
-        case _:
-            text = f"{path}: {error}"
-    passing = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-    return DatabaseError(text, passing=code & 0xFF in passing)
 
 
 def _before_fork() -> None:

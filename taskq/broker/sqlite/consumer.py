@@ -47,6 +47,14 @@ class SqliteConsumer:
     def connect(self, timeout: float) -> None:
         """Open the file, declare the queues and begin to consume; raises ``DatabaseError``."""
         self._connection = connect(self._url, timeout)
+        try:
+            self._consume()
+        except BaseException:
+            # A sign of life that nobody closes would stand for a consumer that is none.
+            self._connection.release()
+            raise
+
+    def _consume(self) -> None:
         self._channel: Channel = self._connection.channel()
         self._transport: Transport = self._channel.connection
         self.database = self._channel.database
@@ -111,8 +119,10 @@ class SqliteConsumer:
         self._ask_for_more()
 
     def publish(self, publications: Iterable[Publication]) -> Committed:
-        """Publish follow-ups, in the current transaction or in one of their own."""
-        publish(self._channel, publications)
+        """Publish follow-ups, all or none, in the current transaction, which can go on if this raises."""
+        database = self._channel.database
+        with database.transaction(), database.part():
+            publish(self._channel, publications)
         return Committed()
 
     def secure(self, delivery: Delivery) -> bool:  # noqa: ARG002  # the interface's signature

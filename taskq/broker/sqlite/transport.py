@@ -48,7 +48,12 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         # Kombu hands over the whole URL, except where it fails over to another one, which it takes apart.
         url = client.hostname or f"sqlite:///{client.virtual_host}"
         self.database = Database(path_of(url), 5.0 if client.connect_timeout is None else client.connect_timeout)
-        liveness.reap(self.database, "consumer")
+        self._identity = self.database.identity
+        try:
+            liveness.reap(self.database, "consumer")
+        except BaseException:
+            self.database.close()
+            raise
         return self
 
     def close_connection(self, _: Transport) -> None:
@@ -84,11 +89,16 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     def watch(self) -> liveness.Watch:
         """The sign of life of this connection; raises ``ConnectionLost`` in a process forked from the one that made it."""
         if self._watch is None:
-            self._watch = liveness.Watch(liveness.folder_of(self.database))
-            with self.database.transaction(durable=False):
-                # Under no queue: the dead are found through this table, so who may hold messages has to stand in it.
-                self.database.execute("insert into consumers values ('', ?)", (self._watch.pipe.id,))
-            self._watch.look_around()
+            watch = liveness.Watch(liveness.folder_of(self.database))
+            try:
+                with self.database.transaction(durable=False):
+                    # Under no queue: the dead are found through this table, so who may hold messages has to stand in it.
+                    self.database.execute("insert into consumers values ('', ?)", (watch.pipe.id,))
+                watch.look_around()
+            except BaseException:
+                watch.close()
+                raise
+            self._watch = watch
             liveness.ring_everyone(liveness.folder_of(self.database), liveness.PEERS)
         elif self._watch.pipe.fileno() < 0:
             raise ConnectionLost(f"the consumer of {self.database.path} belongs to the process that this one was forked from")
@@ -169,6 +179,8 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     def _look_around(self) -> None:
         if not self.watch.pipe.in_place():
             raise ConnectionLost(f"{self.watch.pipe.path} was removed, so others take this consumer for dead; connect again")
+        if not self.database.in_place or self.database.identity != self._identity:
+            raise ConnectionLost(f"{self.database.path} was deleted or replaced, and its messages with it; connect again")
         self.watch.look_around()
         liveness.reap(self.database, "consumer")
         self._next_due = 0.0
