@@ -16,7 +16,7 @@ from taskq.broker.interface import Delivery
 from taskq.broker.sqlite.consumer import SqliteConsumer
 from taskq.broker.sqlite.properties import correlation_id
 from taskq.broker.sqlite.session import SqliteSession
-from taskq.errors import ConnectionLost, DatabaseError
+from taskq.errors import ConnectionLost, DatabaseError, UnsupportedFeature
 from taskq.results.sqlite import SqliteResults
 from taskq.results.store import Record
 from tests.integration.sqlite_children import Child, consumer_of, publication, publish, settings_of
@@ -161,7 +161,7 @@ def test_the_session_counts_and_purges(session: SqliteSession, url: str) -> None
 def test_a_publish_is_all_or_nothing(session: SqliteSession) -> None:
     broken = publication("mail", "b")
     broken.message.headers["x"] = object()
-    with pytest.raises(TypeError):
+    with pytest.raises(UnsupportedFeature):
         session.publish([publication("mail", "a"), broken], time.monotonic() + 5)
     assert session.depth("mail") is None
 

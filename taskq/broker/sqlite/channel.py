@@ -35,16 +35,17 @@ TRANSIENT = 1
 #: How many messages to claim at once where the consumer sets no prefetch count.
 _BATCH = 100
 
+# Whatever somebody else has written there comes as bytes: text that is no UTF-8 would fail the claim of all the others.
 _CLAIM = """
 update messages set owner = ? where id in (
     select id from messages where queue = ? and owner is null and due is null order by priority desc, id limit ?
-) returning -priority, id, redelivered, properties, body
+) returning -priority, id, redelivered, cast(properties as blob), cast(body as blob)
 """
 # Where nobody will acknowledge, the delivery is the end of the message.
 _TAKE = """
 delete from messages where id in (
     select id from messages where queue = ? and owner is null and due is null order by priority desc, id limit ?
-) returning -priority, id, redelivered, properties, body
+) returning -priority, id, redelivered, cast(properties as blob), cast(body as blob)
 """
 # The owner is compared as well, since a consumer that was taken for dead has lost its messages to others.
 _ACK = "delete from messages where id = ? and owner = ?"

@@ -13,7 +13,7 @@ from taskq.control import REVOKED_SECONDS, Control, Revoke
 from taskq.sqlite import Database
 
 _KEEP = "insert or replace into controls (key, entry, expires) values (?, ?, ?)"
-_AFTER = "select id, entry from controls where id > ? and (expires is null or expires > ?) order by id"
+_AFTER = "select id, cast(entry as blob) from controls where id > ? and (expires is null or expires > ?) order by id"
 
 
 def keep(database: Database, entry: Control) -> None:

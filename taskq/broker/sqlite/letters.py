@@ -20,7 +20,7 @@ _PAGE = 100
 
 # By priority and id, as the index of the ready ones has them: a page costs the same wherever it is in the queue.
 _READ = """
-select id, properties, body from messages
+select id, cast(properties as blob), cast(body as blob) from messages
 where queue = ? and owner is null and due is null and priority = ? and id > ? and id <= ? order by id limit ?
 """
 _TAKE_OUT = "delete from messages where id = ? and owner is null and due is null returning 1"

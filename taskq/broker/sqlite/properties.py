@@ -11,6 +11,7 @@ from typing import Any, cast
 import msgspec
 from kombu.utils.json import JSONEncoder, loads
 
+from taskq.decoding import UNREADABLE, decoded
 from taskq.errors import MessageError
 from taskq.message import Message
 
@@ -70,36 +71,39 @@ def envelope(properties: bytes) -> Envelope:
     if b'"__type__"' not in properties:
         try:
             return _decode_plain(properties)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             # Python's JSON carries a few values that msgspec refuses: NaN, infinity, lone surrogates.
             pass
-    try:
-        return msgspec.convert(loads(properties), Envelope)
-    except (ValueError, TypeError, AttributeError, msgspec.ValidationError) as error:
-        raise MessageError(f"the properties of the message are not as taskq's SQLite transport writes them: {error}") from error
+    return decoded(_decode_marked, properties, "what the row says of the message")
+
+
+def _decode_marked(properties: bytes) -> Envelope:
+    return msgspec.convert(loads(properties), Envelope)
 
 
 def decode(properties: bytes, body: bytes) -> Message:
     """The message of a delivery; raises ``MessageError`` for properties that cannot be read."""
     read = envelope(properties)
     named = read.properties
-    try:
-        return Message(
-            headers=read.headers,
-            body=body,
-            content_type=read.content_type,
-            content_encoding=read.content_encoding,
-            priority=cast("int | None", named.get("priority")),
-            correlation_id=named.get("correlation_id"),
-            reply_to=named.get("reply_to"),
-        )
-    except (TypeError, ValueError) as error:
-        raise MessageError(f"the message's properties cannot be understood: {error}") from error
+    return Message(
+        headers=read.headers,
+        body=body,
+        content_type=read.content_type,
+        content_encoding=read.content_encoding,
+        priority=cast("int | None", named.get("priority")),
+        correlation_id=named.get("correlation_id"),
+        reply_to=named.get("reply_to"),
+    )
 
 
 def correlation_id(properties: bytes) -> str | None:
     """The correlation id alone, which is the task's id; None where there is none or the properties cannot be read."""
     try:
         return _decode_identity(properties).properties.correlation_id
-    except msgspec.DecodeError:
+    except UNREADABLE:
+        pass
+    try:
+        found = envelope(properties).properties.get("correlation_id")
+    except MessageError:
         return None
+    return found if isinstance(found, str) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 from collections.abc import Sequence
@@ -18,9 +19,13 @@ from taskq.broker.sqlite.properties import envelope
 from taskq.broker.sqlite.publication import company, publish
 from taskq.config import Settings
 from taskq.control import Control
+from taskq.errors import MessageError
 from taskq.message import SENT, Publication, dead_letter_queue
 
-_FIND = "select id, queue, priority, due, owner, properties, body from messages where instr(properties, ?) order by id"
+_FIND = """
+select id, queue, priority, due, owner, cast(properties as blob), cast(body as blob) from messages
+where instr(properties, ?) order by id
+"""
 # In the order in which workers get them.
 _AHEAD = """
 select count(*) from messages
@@ -32,7 +37,7 @@ select (select count(*) from messages where queue = :queue and owner is not null
        (select count(*) from consumers where queue = :queue)
 """
 _OLDEST = """
-select properties from messages
+select cast(properties as blob) from messages
 where id = (select min(id) from messages where queue = ? and owner is null and due is null)
 """
 
@@ -64,8 +69,11 @@ class SqliteSession:
     def oldest(self, queue: str) -> float | None:
         """How long the queue's oldest ready message has waited, in seconds; None where it does not say, or there is none."""
         rows = self.database.execute(_OLDEST, (queue,))
-        sent = envelope(rows[0][0]).headers.get(SENT) if rows else None
-        return max(0.0, time.time() - sent) if isinstance(sent, int | float) else None
+        try:
+            sent = envelope(rows[0][0]).headers.get(SENT) if rows else None
+            return max(0.0, time.time() - sent) if isinstance(sent, int | float) else None
+        except (MessageError, OverflowError):
+            return None
 
     def purge(self, queue: str) -> int:
         """Delete the ready messages of the queue; returns how many."""
@@ -142,7 +150,11 @@ class SqliteSession:
 
 def _identity(task_id: str) -> bytes:
     """How the id stands in the properties of a task's message."""
-    return f'"id":{msgspec.json.encode(task_id).decode()}'.encode()
+    try:
+        return b'"id":' + msgspec.json.encode(task_id)
+    except UnicodeEncodeError:
+        # Half a character: such properties are written as Python's own encoder does.
+        return b'"id":' + json.dumps(task_id).encode()
 
 
 def connect(url: str, timeout: float) -> kombu.Connection:
