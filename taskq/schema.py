@@ -10,6 +10,7 @@ APPLICATION_ID = int.from_bytes(b"tskq", "big")
 # Row ids of messages are delivery tags, hence autoincrement: a late ack must never meet a younger message under the same tag.
 # The three partial indexes hold each message once at most, so a message costs one index entry in whatever state it is.
 # The triggers delete what depends on a queue or a consumer together with it, whoever deletes it: a peer of a dead consumer too.
+# ``run`` of a result is the run of the task that has begun, where it runs at most once; ``own``: it wrote the record.
 # Row ids of controls are their order, hence autoincrement: one that replaces the last one must come after it all the same.
 STEPS: tuple[tuple[str, ...], ...] = (
     (
@@ -99,6 +100,11 @@ STEPS: tuple[tuple[str, ...], ...] = (
     (
         "create table ledger (key text primary key, entry blob not null, expires real not null) without rowid",
         "create index ledger_expires on ledger (expires)",
+    ),
+    (
+        "alter table results add column round integer not null default 0",
+        "alter table results add column run text",
+        "alter table results add column own integer not null default 0",
     ),
 )
 #: Of the schema. A file of a newer taskq is refused, as its rows may mean something else.

@@ -18,10 +18,11 @@ from typing import Protocol, cast, get_args
 import msgspec
 
 from taskq import log
+from taskq.decoding import UNREADABLE
 from taskq.errors import UnsupportedFeature
 from taskq.message import Message, Publication
 from taskq.results.ledger import Ledger
-from taskq.results.store import Chords, Condition, Record, Status
+from taskq.results.store import Chords, Condition, Leave, Record, Status
 
 #: How many results that nobody has asked for are kept, the latest; and of those that somebody has.
 MOST_UNREAD = 100_000
@@ -63,11 +64,11 @@ def _record(task_id: str, body: bytes) -> Record | None:
     """What a reply says; None if that is nothing that we know, since anybody may write to the queue."""
     try:
         meta = msgspec.json.decode(body, type=_Meta)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         try:
             # Python's own encoder, which Celery uses, writes NaN and Infinity, which are no JSON.
             meta = msgspec.convert(json.loads(body), _Meta)
-        except (ValueError, RecursionError):
+        except UNREADABLE:
             return None
     # Celery's workers also tell of what is neither a beginning nor an end.
     return Record(task_id, cast(Status, meta.status), body, meta.attempt) if meta.status in _STATUSES else None
@@ -164,6 +165,10 @@ class RpcResults:
         """Refused: a worker sends what ``reply`` makes of a record, together with the other messages that follow a task."""
         raise UnsupportedFeature(f"rpc:// keeps no records; {len(records)} have to go to their callers as messages")
 
+    def begin(self, records: Sequence[Record]) -> list[Leave]:
+        """Refused: nothing is kept that could be compared; raises ``UnsupportedFeature``."""
+        raise UnsupportedFeature(f"rpc:// keeps no records, so nobody knows whether these {len(records)} tasks have begun")
+
     def fetch(self, task_ids: Sequence[str]) -> list[Record | None]:
         """The records of these ids that have come; raises ``UnsupportedFeature`` where none can."""
         self._check()
@@ -216,15 +221,13 @@ class RpcResults:
         """Nothing is kept, so that there is nothing to know."""
         return Condition(product="reply queues", version="")
 
-    def expire(self) -> int:
+    def expire(self) -> bool:
         """Forget what is over its time to live."""
         since = time.monotonic() - self._ttl
         with self._lock:
-            kept = (self._inbox.unread, self._inbox.read)
-            before = sum(map(len, kept))
-            for replies, most in zip(kept, (MOST_UNREAD, MOST_READ), strict=True):
-                _shorten(replies, most, since)
-            return before - sum(map(len, kept))
+            _shorten(self._inbox.unread, MOST_UNREAD, since)
+            _shorten(self._inbox.read, MOST_READ, since)
+        return False
 
     def close(self) -> None:
         """Delete the queue; replies that are under way are lost."""

@@ -11,30 +11,50 @@ import sqlite3
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from taskq import liveness
 from taskq.liveness import Pipe
+from taskq.results.keys import integer, key_of
 from taskq.results.ledger import Ledger
-from taskq.results.sqlite_chords import SqliteChords
+from taskq.results.sqlite_chords import SqliteChords, check_size
 from taskq.results.sqlite_ledger import SqliteLedger
-from taskq.results.store import Chords, Condition, Record
+from taskq.results.store import EXPIRE_SECONDS, Chords, Condition, Leave, Record
 from taskq.sqlite import Database, path_of
 
 #: Seconds between two looks of a waiter, should its bell have been lost with the storing process between commit and bell.
 _SAFETY_NET = 1.0
-#: How many expired records to delete in one transaction, which keeps everybody else out.
-_CHUNK = 1000
+#: How many expired rows to delete in one transaction, which keeps everybody else out.
+_CHUNK = 50
 
+_INSERT = """
+insert into results (id, status, meta, attempt, round, run, own, expires) values (?1, ?2, ?3, ?4, ?5, ?6, ?6 is not null, ?7)
+"""
 # Which record may replace which is the promise of ResultStore; what is over its time to live has no say any more.
-_STORE = """
-insert into results (id, status, meta, attempt, expires) values (?, ?, ?, ?, ?)
-on conflict (id) do update
-set status = excluded.status, meta = excluded.meta, attempt = excluded.attempt, expires = excluded.expires
-where results.expires <= ? or (
-    excluded.attempt >= results.attempt
+_STORE = f"""{_INSERT}
+on conflict (id) do update set
+    status = excluded.status, meta = excluded.meta, attempt = excluded.attempt, expires = excluded.expires,
+    run = iif(excluded.run is null and excluded.round <= results.round and results.expires > ?8, results.run, excluded.run),
+    round = excluded.round, own = excluded.own
+where results.expires <= ?8 or (
+    excluded.run = results.run and excluded.status <> 'STARTED'
+    and (results.status <> 'SUCCESS' or excluded.status = 'SUCCESS')
+) or (
+    (results.run is null or excluded.round > results.round
+        or (excluded.round = results.round and (results.status = 'STARTED' or not results.own)))
+    and excluded.attempt >= results.attempt
     and (results.status <> 'SUCCESS' or excluded.status = 'SUCCESS')
     and (results.status = 'STARTED' or excluded.status <> 'STARTED' or excluded.attempt > results.attempt)
 )
+"""
+_BEGIN = f"""{_INSERT}
+on conflict (id) do update set
+    status = excluded.status, meta = excluded.meta, attempt = excluded.attempt, expires = excluded.expires,
+    run = excluded.run, round = excluded.round, own = excluded.own
+where results.expires <= ?8
+    or (results.status = 'STARTED' and (results.run is null or results.run = excluded.run))
+    or (results.status <> 'SUCCESS' and excluded.round > results.round)
+returning 1
 """
 # Whoever waits is told only of an end that stands: its row is what the next one to store an end finds it by.
 _TELL = """
@@ -42,9 +62,17 @@ delete from waiters where id in (
     select id from results where id in (select value from json_each(?)) and status <> 'STARTED' and expires > ?
 ) returning waiter
 """
-_EXPIRE = tuple(
-    f"delete from {table} where {key} in (select {key} from {table} where expires <= ? limit ?) returning 1"  # noqa: S608  # our names
-    for table, key in (("results", "id"), ("chords", "id"), ("documents", "name"), ("ledger", "key"))
+# The members of a chord before the chord itself, whose deletion would take all of them with it at once.
+_EXPIRE = (
+    """
+    delete from chord_members where rowid in (
+        select member.rowid from chords join chord_members member on member.chord = chords.id where chords.expires <= ? limit ?
+    )
+    """,
+    *(
+        f"delete from {table} where {key} in (select {key} from {table} where expires <= ? limit ?)"  # noqa: S608  # our names
+        for table, key in (("chords", "id"), ("documents", "name"), ("ledger", "key"), ("results", "id"))
+    ),
 )
 
 
@@ -68,25 +96,57 @@ class SqliteResults:
         self.ledger: Ledger | None = SqliteLedger(self._database)
 
     def store(self, records: Sequence[Record]) -> None:
-        """Keep the records durably and wake who waits for an end among them; raises ``DatabaseError``."""
+        """Keep the records durably and wake who waits for an end among them; raises ``DatabaseError`` and ``RecordRefused``."""
         now = time.time()
-        expires = now + self._ttl
-        rows = [(r.id, r.status, r.meta, r.attempt, expires if r.is_end or not r.lasting else math.inf, now) for r in records]
+        rows = self._rows(records, now)
+        ends = [key for key, status, *_ in rows if status != "STARTED"]
         with self._database.transaction():
             self._database.execute_many(_STORE, rows)
-            waiters = self._database.execute(_TELL, (json.dumps([record.id for record in records if record.is_end]), now))
+            waiters = self._database.execute(_TELL, (json.dumps(ends), now))
             if waiters:
                 owners = tuple(waiter for (waiter,) in waiters)
                 self._database.after_commit(liveness.ring, self._folder, "waiter", owners, liveness.READY)
 
+    def begin(self, records: Sequence[Record]) -> list[Leave]:
+        """Which of these may begin; raises as ``store``."""
+        rows = self._rows(records, time.time())
+        with self._database.transaction():
+            return [self._leave(row) for row in rows]
+
+    def _leave(self, row: tuple[Any, ...]) -> Leave:
+        if self._database.execute(_BEGIN, row):
+            return "granted"
+        [(status,)] = self._database.execute("select status from results where id = ?", row[:1])
+        return "taken" if status == "STARTED" else "over"
+
+    def _rows(self, records: Sequence[Record], now: float) -> list[tuple[Any, ...]]:
+        """What is bound to the statements. What SQLite would refuse is refused here: later, it would undo what is shared."""
+        for record in records:
+            check_size(self._database, record.id, record.meta)
+        expires = now + self._ttl
+        return [
+            (
+                key_of(record.id),
+                record.status,
+                record.meta,
+                integer(record.attempt),
+                integer(record.round),
+                record.run,
+                math.inf if record.lasting and not record.is_end else expires,
+                now,
+            )
+            for record in records
+        ]
+
     def fetch(self, task_ids: Sequence[str]) -> list[Record | None]:
         """The records of these ids, in their order; raises ``DatabaseError``."""
+        keys = [key_of(task_id) for task_id in task_ids]
         rows = self._database.execute(
             "select id, status, meta, attempt from results where id in (select value from json_each(?)) and expires > ?",
-            (json.dumps(task_ids), time.time()),
+            (json.dumps(keys), time.time()),
         )
-        found = {row[0]: Record(*row) for row in rows}
-        return [found.get(task_id) for task_id in task_ids]
+        found = {key: rest for key, *rest in rows}
+        return [Record(task_id, *found[key]) if key in found else None for task_id, key in zip(task_ids, keys, strict=True)]
 
     def wait(self, task_id: str, timeout: float | None) -> Record | None:
         """The end of this id as soon as there is one, or None after ``timeout`` seconds; raises ``DatabaseError``."""
@@ -94,12 +154,12 @@ class SqliteResults:
         record = self._end(task_id)
         if record is not None or (timeout is not None and timeout <= 0):
             return record
-        pipe = self._take_pipe()
+        key, pipe = key_of(task_id), self._take_pipe()
         try:
             # A waiter need not survive the loss of power, hence no fsync. Whoever stores from here on rings the pipe, and what
             # was stored before is found by the first look.
             with self._database.transaction(durable=False):
-                self._database.execute("insert into waiters values (?, ?)", (task_id, pipe.id))
+                self._database.execute("insert into waiters values (?, ?)", (key, pipe.id))
             while (record := self._end(task_id)) is None:
                 left = _SAFETY_NET if give_up is None else min(_SAFETY_NET, give_up - time.monotonic())
                 if left <= 0:
@@ -108,7 +168,7 @@ class SqliteResults:
                 pipe.read()
             if record is None:
                 with self._database.transaction(durable=False):
-                    self._database.execute("delete from waiters where id = ? and waiter = ?", (task_id, pipe.id))
+                    self._database.execute("delete from waiters where id = ? and waiter = ?", (key, pipe.id))
             return record
         finally:
             with self._lock:
@@ -120,33 +180,35 @@ class SqliteResults:
 
     def forget(self, task_ids: Sequence[str]) -> None:
         """Delete these records; raises ``DatabaseError``."""
+        keys = json.dumps([key_of(task_id) for task_id in task_ids])
         with self._database.transaction():
-            self._database.execute("delete from results where id in (select value from json_each(?))", (json.dumps(task_ids),))
+            self._database.execute("delete from results where id in (select value from json_each(?))", (keys,))
 
     def keep(self, name: str, document: bytes, ttl: float) -> None:
         """Keep a document; raises ``DatabaseError``."""
+        row = key_of(name), document, time.time() + ttl
         with self._database.transaction():
-            self._database.execute("insert or replace into documents values (?, ?, ?)", (name, document, time.time() + ttl))
+            self._database.execute("insert or replace into documents values (?, ?, ?)", row)
 
     def document(self, name: str) -> bytes | None:
         """The document of this name, or None; raises ``DatabaseError``."""
-        rows = self._database.execute("select document from documents where name = ? and expires > ?", (name, time.time()))
+        now = time.time()
+        rows = self._database.execute("select document from documents where name = ? and expires > ?", (key_of(name), now))
         return rows[0][0] if rows else None
 
-    def expire(self) -> int:
-        """Forget what is over its time to live, and the waiters that died; returns how many records went."""
-        liveness.reap(self._database, "waiter")
-        records, *_ = [self._expire(statement) for statement in _EXPIRE]
-        return records
-
-    def _expire(self, statement: str) -> int:
-        count = 0
-        while True:
-            with self._database.transaction(durable=False):
-                gone = self._database.execute(statement, (time.time(), _CHUNK))
-            count += len(gone)
-            if len(gone) < _CHUNK:
-                return count
+    def expire(self) -> bool:
+        """Forget some of what is over its time to live, and of the waiters that died; raises ``DatabaseError``."""
+        stop = time.monotonic() + EXPIRE_SECONDS
+        if not liveness.reap(self._database, "waiter", stop):
+            return True
+        for statement in _EXPIRE:
+            gone = _CHUNK
+            while gone == _CHUNK:
+                if time.monotonic() > stop:
+                    return True
+                with self._database.transaction(durable=False, patience=EXPIRE_SECONDS):
+                    gone = self._database.execute_many(statement, [(time.time(), _CHUNK)])
+        return False
 
     def condition(self) -> Condition:
         """The library is the server."""

@@ -13,17 +13,28 @@ import msgspec
 from taskq.results.ledger import Ledger
 
 Status = Literal["UNKNOWN", "PENDING", "STARTED", "SUCCESS", "FAILURE", "REVOKED", "IGNORED"]
+#: What whoever asks to begin a task that runs at most once is told: it may; another run of it has begun; it has ended.
+Leave = Literal["granted", "taken", "over"]
 #: How long the claim on a complete chord is its holder's alone, in seconds from its last ``count``: the holder may be dead.
 CLAIM_SECONDS = 10.0
+#: How long the members of a chord are kept that have ended, in seconds from the last one: the others may be delayed for months.
+CHORD_SECONDS = 400 * 86_400.0
+#: For how many seconds at most one call of ``expire`` goes on, with a little for the statement that is under way then.
+EXPIRE_SECONDS = 0.01
 
 
-class Record(msgspec.Struct, frozen=True):
+class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a task ended, or that it has started. ``meta`` is the JSON text of Celery's result format; stores carry it undecoded.
 
     ``attempt`` is the ordinal of the attempt that this is about, ``meta`` holds it too; a record that Celery wrote has 0.
     STARTED is no end; one that is ``lasting`` is of a task that must not run twice, and is kept until its end replaces it.
-    ``reply_to`` is the queue that the caller waits at, for the backend ``rpc://``. These two tell a store what to do with the
-    record: one that is fetched does not have them.
+    ``reply_to`` is the queue that the caller waits at, for the backend ``rpc://``.
+
+    Of a task that runs at most once, ``run`` names the run that this was written by: unlike an attempt, it is the same for no
+    two. What others write of the task, that it is lost for example, names none. ``round`` is ``Message.round``: the task may
+    begin once in each. ``meta`` holds both too, unless they are the defaults.
+
+    What comes after ``attempt`` tells a store what to do with the record: one that is fetched does not have it.
     """
 
     id: str
@@ -32,6 +43,8 @@ class Record(msgspec.Struct, frozen=True):
     attempt: int = 0
     lasting: bool = False
     reply_to: str | None = None
+    round: int = 0
+    run: str | None = None
 
     @property
     def is_end(self) -> bool:
@@ -93,6 +106,8 @@ class Chords(Protocol):
 
     #: How long a claim lasts here.
     claim_seconds: float
+    #: How long it is known which members have ended, from the last one on. That a chord is over is known as long as results.
+    keep_seconds: float
 
     def open(self, barriers: Sequence[Barrier]) -> None:
         """The chords are about to begin. One that is open, or over, stays as it is. Raises ``BrokerError``."""
@@ -101,7 +116,7 @@ class Chords(Protocol):
         """Count these, durably, one after the other; a member's first end is the one that counts.
 
         A member is known by its id and index. Returns how its chord stands after each of them. Whoever has the claim already
-        is given it again. Raises ``BrokerError``.
+        is given it again. Raises as ``ResultStore.store``.
         """
 
     def close(self, chords: Sequence[str], claimant: str) -> None:
@@ -117,6 +132,11 @@ class ResultStore(Protocol):
     A record replaces what stands if its attempt is no earlier one, but a beginning does not replace the end of its own attempt,
     and only a success replaces a success: a dead letter that is replayed starts anew, and the late end of an attempt that was
     given up hides nothing.
+
+    Of a task that runs at most once, the run that has begun has the last word in its round: its end replaces whatever others
+    have written meanwhile, who believed it lost, and is replaced by nobody else.
+
+    Ids may be any text. All calls raise ``BrokerError`` and nothing else: ``passing`` where another try is worth it.
     """
 
     #: Counts chords; None where this backend cannot.
@@ -129,7 +149,18 @@ class ResultStore(Protocol):
         """The queue that results come back to, where they are kept nowhere; None where they are kept."""
 
     def store(self, records: Sequence[Record]) -> None:
-        """Keep the records durably, but for those that may not replace what stands; raises ``BrokerError`` if it can't."""
+        """Keep the records durably, but for those that may not replace what stands; raises ``BrokerError`` if it can't.
+
+        ``RecordRefused``: one of them is such that it will never be kept, which one is found by storing them one by one. The
+        transaction that this is a part of, if any, can go on.
+        """
+
+    def begin(self, records: Sequence[Record]) -> list[Leave]:
+        """Keep these beginnings durably, each only if its task has not begun in this round; returns which may begin.
+
+        Each names its ``run``, and one that has leave has it again when it asks again. ``taken``: another run has begun, and
+        its end is not known yet. Whose task has succeeded in an earlier round is ``over`` too. Raises as ``store``.
+        """
 
     def fetch(self, task_ids: Sequence[str]) -> list[Record | None]:
         """The records of these ids, in their order; None where there is none."""
@@ -146,8 +177,11 @@ class ResultStore(Protocol):
     def document(self, name: str) -> bytes | None:
         """The document of this name, or None."""
 
-    def expire(self) -> int:
-        """Forget what is over its time to live; returns how many records went."""
+    def expire(self) -> bool:
+        """Forget some of what is over its time to live, for about ``EXPIRE_SECONDS``; returns whether there may be more.
+
+        It waits for nobody else's transaction. Any thread may call it.
+        """
 
     def condition(self) -> Condition:
         """How the server is; raises ``BrokerError``."""

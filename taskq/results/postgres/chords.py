@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from taskq.results.keys import integer, key_of
 from taskq.results.postgres.connections import Connection, Connections, patience_for
-from taskq.results.postgres.keys import integer, key_of
-from taskq.results.store import CLAIM_SECONDS, Barrier, Gathering, Part
+from taskq.results.store import CHORD_SECONDS, CLAIM_SECONDS, Barrier, Gathering, Part
 
 #: The keys of a chord and of a member, and the member's place.
 Member = tuple[str, str, int]
@@ -83,29 +83,40 @@ _CLOSE = """
 with standing as (
     select id from taskq_chords where id = any(%s) and claimant = %s and not over order by id for update
 ), closed as (
-    update taskq_chords set over = true from standing where taskq_chords.id = standing.id returning taskq_chords.id
+    update taskq_chords set over = true, expires = now() + %s * interval '1 second'
+    from standing where taskq_chords.id = standing.id returning taskq_chords.id
 )
 delete from taskq_members using closed where chord = closed.id
 """
-_EXPIRE = """
-with due as (
-    select id from taskq_chords where expires <= now() order by expires limit %s for update skip locked
-), gone as (
-    delete from taskq_chords using due where taskq_chords.id = due.id returning taskq_chords.id
-), members as (
-    delete from taskq_members using gone where chord = gone.id
+# The members before the chord itself, so that each statement has little to do, however large a chord is.
+EXPIRE = (
+    """
+    with due as (
+        select chord, taskq_members.id, place from taskq_chords join taskq_members on chord = taskq_chords.id
+        where expires <= now() limit %s for update skip locked
+    )
+    delete from taskq_members using due
+    where taskq_members.chord = due.chord and taskq_members.id = due.id and taskq_members.place = due.place
+    """,
+    """
+    with due as (
+        select id from taskq_chords
+        where expires <= now() and not exists (select from taskq_members where chord = taskq_chords.id)
+        order by expires limit %s for update skip locked
+    )
+    delete from taskq_chords using due where taskq_chords.id = due.id
+    """,
 )
-select from gone
-"""
 
 
 class PostgresChords:
-    """See ``taskq.results.store.Chords``. A chord in which nothing happens for ``ttl`` seconds is forgotten."""
+    """See ``taskq.results.store.Chords``. That a chord is over is forgotten after ``ttl`` seconds."""
 
     def __init__(self, connections: Connections, ttl: float) -> None:
         self._connections = connections
         self._ttl = ttl
         self.claim_seconds = CLAIM_SECONDS
+        self.keep_seconds = max(ttl, CHORD_SECONDS)
 
     def open(self, barriers: Sequence[Barrier]) -> None:
         """The chords are about to begin; one that is open, or over, stays as it is. Raises ``BackendError``."""
@@ -115,8 +126,8 @@ class PostgresChords:
 
         def work(connection: Connection) -> None:
             with connection.pipeline(), connection.transaction():
-                _lock(connection, sorted(sizes), self._ttl)
-                connection.execute(_OPEN, (self._ttl, list(sizes), list(sizes.values())))
+                _lock(connection, sorted(sizes), self.keep_seconds)
+                connection.execute(_OPEN, (self.keep_seconds, list(sizes), list(sizes.values())))
 
         self._connections.run(work)
 
@@ -131,7 +142,7 @@ class PostgresChords:
             "places": [place for _, _, place in members],
             "statuses": [part.status for part in parts],
             "results": [part.result for part in parts],
-            "ttl": self._ttl,
+            "ttl": self.keep_seconds,
         }
         claim = {"claimant": claimant, "seconds": self.claim_seconds}
         work = functools.partial(_count, arrays=arrays, claim=claim)
@@ -140,12 +151,8 @@ class PostgresChords:
 
     def close(self, chords: Sequence[str], claimant: str) -> None:
         """What follows these has been started by the holder of the claim; raises ``BackendError``."""
-        values = ([key_of(chord) for chord in chords], claimant)
+        values = ([key_of(chord) for chord in chords], claimant, self._ttl)
         self._connections.run(lambda connection: connection.execute(_CLOSE, values))
-
-    def expire(self, most: int) -> int:
-        """Forget chords that are over their time to live, so many at most; returns how many went."""
-        return self._connections.run(lambda connection: connection.execute(_EXPIRE, (most,)).rowcount)
 
 
 class _Account(msgspec.Struct):

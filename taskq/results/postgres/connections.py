@@ -17,7 +17,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from taskq.config import masked, without_secrets
-from taskq.errors import BackendError, ConfigurationError
+from taskq.errors import BackendError, ConfigurationError, RecordRefused
 from taskq.results.postgres.schema import prepare
 
 T = TypeVar("T")
@@ -118,7 +118,7 @@ class Connections:
             used, connection.used, connection.patience = connection.used, True, patience
             try:
                 answer = work(connection)
-            except (psycopg.Error, TimeoutError) as error:
+            except (psycopg.Error, TimeoutError, ValueError, OverflowError) as error:
                 stale = used and connection.broken
                 self._discard(connection)
                 if not stale:
@@ -144,7 +144,8 @@ class Connections:
         """What an error of psycopg's means to us."""
         if isinstance(error, BackendError):
             return error
-        return BackendError(f"{_shown(self._url)}: {_reason(error, self._url)}")
+        about_values = isinstance(error, psycopg.DataError | psycopg.errors.ProgramLimitExceeded | ValueError | OverflowError)
+        return (RecordRefused if about_values else BackendError)(f"{_shown(self._url)}: {_reason(error, self._url)}")
 
     def close(self) -> None:
         """Close the connections; those that are in use, afterwards."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from taskq.results.keys import key_of
 from taskq.results.ledger import LEDGER_SECONDS, Change
 from taskq.results.postgres.connections import Connection, Connections
-from taskq.results.postgres.keys import key_of
 
 _READ = "select key, entry from taskq_ledger where key = any(%s)"
 # What another transaction changes meanwhile is waited for, and read as that one leaves it.
@@ -17,7 +17,7 @@ insert into taskq_ledger (key, entry, expires) values (%s, %s, now() + %s * inte
 """
 _CHANGE = "update taskq_ledger set entry = %s, expires = now() + %s * interval '1 second' where key = %s"
 _DROP = "delete from taskq_ledger where key = %s"
-_EXPIRE = """
+EXPIRE = """
 with due as (select key from taskq_ledger where expires <= now() order by expires limit %s for update skip locked)
 delete from taskq_ledger using due where taskq_ledger.key = due.key
 """
@@ -50,10 +50,6 @@ class PostgresLedger:
                 return False
 
         return self._connections.run(work)
-
-    def expire(self, most: int) -> int:
-        """Forget so many entries at most that are over their time; returns how many went."""
-        return self._connections.run(lambda one: one.execute(_EXPIRE, (most,)).rowcount)
 
 
 def _swapped(connection: Connection, changes: Sequence[Change], durable: bool) -> bool:

@@ -19,7 +19,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import msgspec
 import psycopg
 
-from taskq.errors import BackendError
+from taskq import log
+from taskq.decoding import decoded
+from taskq.errors import BackendError, MessageError
 from taskq.results.postgres.connections import Connection, Connections
 from taskq.results.store import Record
 
@@ -35,6 +37,9 @@ LINGER = 10.0
 PATIENCE = 5.0
 #: Seconds between two tries to connect.
 PAUSE = 0.1
+
+logger = log.get_logger("taskq.results")
+_decode = msgspec.json.Decoder(list[str]).decode
 
 Find = Callable[[Connection, Sequence[str]], Mapping[str, Record]]
 
@@ -198,6 +203,9 @@ class _Thread:
                 self._down_since = None
             except (BackendError, psycopg.Error, TimeoutError) as error:
                 self._lose(error)
+            except Exception as error:  # the thread must not end while somebody waits
+                logger.error("listener_failed", error=repr(error), exc_info=error)
+                self._lose(error)
         self._hang_up()
         self._ear.close()
         self._bell.close()
@@ -236,7 +244,7 @@ class _Thread:
         connection.pgconn.consume_input()
         while notification := connection.pgconn.notifies():
             payloads.append(notification.extra)
-        return [key for payload in payloads for key in msgspec.json.decode(payload, type=list[str])]
+        return [key for payload in payloads for key in _keys(payload)]
 
     def _lose(self, error: Exception) -> None:
         """The connection is gone. A server that restarts is back soon; one that is not must not be waited for for ever."""
@@ -251,6 +259,15 @@ class _Thread:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _keys(payload: bytes) -> list[str]:
+    """Whose ends a notification tells of; anybody may send one that says something else."""
+    try:
+        return decoded(_decode, payload, "a notification")
+    except MessageError as error:
+        logger.warning("notification_ignored", channel=CHANNEL, error=str(error))
+        return []
 
 
 _listeners: weakref.WeakSet[Listener] = weakref.WeakSet()

@@ -16,6 +16,7 @@ _LOCK = int.from_bytes(b"taskq", "big")
 # changed, since there are databases that took it.
 #
 # ``counted`` is how many members of a chord there are, so that nobody has to count them again for each one that comes.
+# ``run`` of a result is the run of the task that has begun, where it runs at most once; ``own``: it wrote the record.
 _STEPS: tuple[tuple[str, ...], ...] = (
     (
         """
@@ -63,6 +64,12 @@ _STEPS: tuple[tuple[str, ...], ...] = (
         create table taskq_ledger (key text collate "C" primary key, entry bytea not null, expires timestamptz not null)
         """,
         "create index taskq_ledger_expires on taskq_ledger (expires)",
+    ),
+    (
+        """
+        alter table taskq_results
+            add column round bigint not null default 0, add column run text, add column own boolean not null default false
+        """,
     ),
 )
 #: Of the tables. Those of a newer taskq are refused, as their rows may mean something else.

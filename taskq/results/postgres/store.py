@@ -8,45 +8,73 @@ from __future__ import annotations
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from taskq.errors import RecordRefused
+from taskq.results.keys import integer, key_of
 from taskq.results.ledger import Ledger
+from taskq.results.postgres.chords import EXPIRE as CHORDS_EXPIRE
 from taskq.results.postgres.chords import PostgresChords
 from taskq.results.postgres.connections import PATIENCE, Connection, Connections, patience_for
-from taskq.results.postgres.keys import integer, key_of
+from taskq.results.postgres.ledger import EXPIRE as LEDGER_EXPIRE
 from taskq.results.postgres.ledger import PostgresLedger
 from taskq.results.postgres.listener import CHANNEL, Listener, payloads
-from taskq.results.store import Chords, Condition, Record
+from taskq.results.store import EXPIRE_SECONDS, Chords, Condition, Leave, Record
 
-#: How many expired rows go in one transaction, and for how many seconds a call goes on with that: the supervisor waits for it.
-_CHUNK = 2000
-_EXPIRE_SECONDS = 1.0
+#: How many expired rows go in one transaction.
+_CHUNK = 100
+#: What PostgreSQL takes in one message, with room for what is beside the records.
+_MOST_BYTES = 1_000_000_000
 #: How many records are asked for at once.
 _FETCH = 1000
 
-# Which record may replace which is the promise of ResultStore; what is over its time to live has no say any more.
-_STORE = """
-with given as (
+_GIVEN = """
+given as (
     select * from unnest(
-        %(ids)s::text[], %(statuses)s::text[], %(attempts)s::bigint[], %(metas)s::bytea[], %(seconds)s::float8[]
-    ) as given (id, status, attempt, meta, seconds)
-), stored as (
-    insert into taskq_results as standing (id, status, attempt, meta, expires)
-    select id, status, attempt, meta, coalesce(now() + seconds * interval '1 second', 'infinity') from given
-    order by id collate "C"
+        %(ids)s::text[], %(statuses)s::text[], %(attempts)s::bigint[], %(rounds)s::bigint[], %(runs)s::text[],
+        %(metas)s::bytea[], %(seconds)s::float8[]
+    ) as given (id, status, attempt, round, run, meta, seconds)
+)
+"""
+_INSERT = """
+    insert into taskq_results as standing (id, status, attempt, round, run, own, meta, expires)
+    select id, status, attempt, round, run, run is not null, meta, coalesce(now() + seconds * interval '1 second', 'infinity')
+    from given order by id collate "C"
     on conflict (id) do update set
-        status = excluded.status, attempt = excluded.attempt, meta = excluded.meta, expires = excluded.expires
+        status = excluded.status, attempt = excluded.attempt, meta = excluded.meta, expires = excluded.expires,
+        round = excluded.round, own = excluded.own,
+"""
+# Which record may replace which is the promise of ResultStore; what is over its time to live has no say any more.
+_STORE = f"""
+with {_GIVEN}, stored as (
+    {_INSERT} run = case
+        when excluded.run is null and excluded.round <= standing.round and standing.expires > now() then standing.run
+        else excluded.run end
     where standing.expires <= now() or (
-        excluded.attempt >= standing.attempt
+        excluded.run = standing.run and excluded.status <> 'STARTED'
+        and (excluded.status = 'SUCCESS' or standing.status <> 'SUCCESS')
+    ) or (
+        (standing.run is null or excluded.round > standing.round
+            or (excluded.round = standing.round and (standing.status = 'STARTED' or not standing.own)))
+        and excluded.attempt >= standing.attempt
         and (excluded.status <> 'STARTED' or standing.status = 'STARTED' or excluded.attempt > standing.attempt)
         and (excluded.status = 'SUCCESS' or standing.status <> 'SUCCESS')
     )
 )
 select pg_notify(%(channel)s, payload) from unnest(%(payloads)s::text[]) as told (payload)
+"""  # noqa: S608  # put together from our own pieces
+_BEGIN = f"""
+with {_GIVEN}
+{_INSERT} run = excluded.run
+where standing.expires <= now()
+    or (standing.status = 'STARTED' and (standing.run is null or standing.run = excluded.run))
+    or (standing.status <> 'SUCCESS' and excluded.round > standing.round)
+returning id
 """
+_STATUSES = "select id, status from taskq_results where id = any(%s)"
 _FETCHED = """
 select id, status, meta, attempt from taskq_results where id = any(%s) and expires > now()
 """
@@ -85,19 +113,15 @@ class PostgresResults:
 
     reply_to: str | None = None
 
-    ledger: Ledger | None = None
-
     def __init__(self, url: str, ttl: float) -> None:
         self._ttl = ttl
         self._connections = Connections(url)
         self._listener = Listener(self._connections, _ends)
-        self._chords = PostgresChords(self._connections, ttl)
-        self._ledger = PostgresLedger(self._connections)
-        self.chords: Chords | None = self._chords
-        self.ledger: Ledger | None = self._ledger
+        self.chords: Chords | None = PostgresChords(self._connections, ttl)
+        self.ledger: Ledger | None = PostgresLedger(self._connections)
 
     def store(self, records: Sequence[Record]) -> None:
-        """Keep the records durably and wake who waits for an end among them; raises ``BackendError``."""
+        """Keep the records durably and wake who waits for an end among them; raises ``BackendError`` and ``RecordRefused``."""
         told = payloads(dict.fromkeys(key_of(record.id) for record in records if record.is_end))
         statements = [self._row_arrays(batch) for batch in _rounds(records)]
 
@@ -110,7 +134,16 @@ class PostgresResults:
                     connection.execute(_STORE, {**arrays, "payloads": told})
 
         if statements:
-            self._connections.run(work, patience_for(sum(len(record.meta) for record in records)))
+            self._connections.run(work, _patience_for(records))
+
+    def begin(self, records: Sequence[Record]) -> list[Leave]:
+        """Which of these may begin; raises as ``store``."""
+        leaves: dict[tuple[str, str | None], Leave] = {}
+        for batch in _rounds(records):
+            arrays = self._row_arrays(batch)
+            found = self._connections.run(functools.partial(_begun, arrays=arrays), _patience_for(batch))
+            leaves |= {(record.id, record.run): found[key_of(record.id)] for record in batch}
+        return [leaves[record.id, record.run] for record in records]
 
     def fetch(self, task_ids: Sequence[str]) -> list[Record | None]:
         """The records of these ids, in their order, None where there is none; raises ``BackendError``."""
@@ -148,13 +181,16 @@ class PostgresResults:
         row = self._connections.run(lambda one: one.execute(_DOCUMENT, (key_of(name),), binary=True).fetchone())
         return None if row is None else bytes(row[0])
 
-    def expire(self) -> int:
-        """Forget what is over its time to live, as much as a second suffices for; returns how many records went."""
-        stop = time.monotonic() + _EXPIRE_SECONDS
-        self._repeat(lambda: self._change(_EXPIRE_DOCUMENTS, (_CHUNK,)), stop)
-        self._repeat(lambda: self._chords.expire(_CHUNK), stop)
-        self._repeat(lambda: self._ledger.expire(_CHUNK), stop)
-        return self._repeat(lambda: self._change(_EXPIRE, (_CHUNK,)), stop)
+    def expire(self) -> bool:
+        """Forget some of what is over its time to live; raises ``BackendError``."""
+        stop = time.monotonic() + EXPIRE_SECONDS
+        for statement in (*CHORDS_EXPIRE, _EXPIRE_DOCUMENTS, LEDGER_EXPIRE, _EXPIRE):
+            gone = _CHUNK
+            while gone == _CHUNK:
+                if time.monotonic() > stop:
+                    return True
+                gone = self._change(statement, (_CHUNK,))
+        return False
 
     def condition(self) -> Condition:
         """What decides whether PostgreSQL keeps what it has confirmed; raises ``BackendError``."""
@@ -174,14 +210,6 @@ class PostgresResults:
         self._listener.close()
         self._connections.close()
 
-    def _repeat(self, expire: Callable[[], int], stop: float) -> int:
-        """Until nothing is left or it is time to ``stop``; returns how many went."""
-        count = gone = expire()
-        while gone == _CHUNK and time.monotonic() < stop:
-            gone = expire()
-            count += gone
-        return count
-
     def _change(self, statement: str, values: Sequence[Any], patience: float = PATIENCE) -> int:
         return self._connections.run(lambda connection: connection.execute(statement.encode(), values).rowcount, patience)
 
@@ -190,6 +218,8 @@ class PostgresResults:
             "ids": [key_of(record.id) for record in records],
             "statuses": [record.status for record in records],
             "attempts": [integer(record.attempt) for record in records],
+            "rounds": [integer(record.round) for record in records],
+            "runs": [record.run for record in records],
             "metas": [record.meta for record in records],
             "seconds": [None if record.lasting and not record.is_end else self._ttl for record in records],
             "channel": CHANNEL,
@@ -208,6 +238,24 @@ def _rounds(records: Iterable[Record]) -> list[list[Record]]:
             rounds.append([])
         rounds[number].append(record)
     return rounds
+
+
+def _patience_for(records: Sequence[Record]) -> float:
+    """How long to wait for these to be stored; raises ``RecordRefused`` for more than goes in one message."""
+    size = sum(len(record.meta) for record in records)
+    if size > _MOST_BYTES:
+        raise RecordRefused(f"{size:,} bytes of results are more than PostgreSQL takes at once")
+    return patience_for(size)
+
+
+def _begun(connection: Connection, arrays: Mapping[str, Any]) -> dict[str, Leave]:
+    granted = {key for (key,) in connection.execute(_BEGIN, arrays).fetchall()}
+    others = [key for key in arrays["ids"] if key not in granted]
+    standing = dict(connection.execute(_STATUSES, (others,)).fetchall()) if others else {}
+    # One that has gone meanwhile had ended: a beginning does not go.
+    return {
+        key: "granted" if key in granted else "taken" if standing.get(key) == "STARTED" else "over" for key in arrays["ids"]
+    }
 
 
 def _fetched(connection: Connection, keys: Sequence[str]) -> dict[str, Record]:

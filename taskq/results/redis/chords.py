@@ -14,14 +14,16 @@ Invariant: each script is one step for everybody else, so that one alone finds a
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, cast
 
 import msgspec
 
-from taskq.results.redis.connection import Server, milliseconds
-from taskq.results.store import CLAIM_SECONDS, Barrier, Gathering, Part, Status
+from taskq.decoding import UNREADABLE
+from taskq.results.redis.connection import Server, milliseconds, raw, readable
+from taskq.results.store import CHORD_SECONDS, CLAIM_SECONDS, Barrier, Gathering, Part, Status
 
 PREFIX = "celery-taskset-meta-"
 
@@ -62,6 +64,10 @@ for i, chord in ipairs(KEYS) do
         answer[i] = {'over'}
     else
         if redis.call('SADD', chord .. '.d', member) == 1 then
+            -- One task at two places of a header: a set holds the same text once, so the second one gets a blank.
+            while redis.call('ZSCORE', chord .. '.j', entry) do
+                entry = entry .. ' '
+            end
             redis.call('ZADD', chord .. '.j', index, entry)
         end
         for _, suffix in ipairs({'', '.s', '.t', '.j', '.d'}) do
@@ -79,6 +85,7 @@ for _, chord in ipairs(KEYS) do
     local holder = redis.call('GET', chord .. '.c') or redis.call('GET', chord .. '.h')
     if holder == claimant then
         redis.call('DEL', chord .. '.j', chord .. '.d', chord .. '.s', chord .. '.t', chord .. '.h')
+        redis.call('PEXPIRE', chord, ttl_ms)
         redis.call('SET', chord .. '.c', 'done', 'PX', ttl_ms)
     end
 end
@@ -86,37 +93,46 @@ end
 
 
 class RedisChords:
-    """Counts on this server; what is known of a chord is forgotten ``ttl`` seconds after a member was counted last."""
+    """Counts on this server; that a chord is over is forgotten after ``ttl`` seconds.
+
+    A Celery worker that counts a member sets the time to live of what it knows of the chord, to Celery's ``result_expires``.
+    """
 
     def __init__(self, server: Server, ttl: float) -> None:
         self._server = server
         self._ttl = milliseconds(ttl)
         self.claim_seconds = CLAIM_SECONDS
+        self.keep_seconds = max(ttl, CHORD_SECONDS)
         self._open, self._count, self._close = map(server.client.register_script, (_OPEN, _COUNT, _CLOSE))
 
     def open(self, barriers: Sequence[Barrier]) -> None:
         """The chords are about to begin; raises ``BackendError``."""
+        kept = milliseconds(self.keep_seconds)
         with self._server.asked():
-            self._open([PREFIX + barrier.chord for barrier in barriers], [self._ttl, *[barrier.size for barrier in barriers]])
+            self._open([_key(barrier.chord) for barrier in barriers], [kept, *[barrier.size for barrier in barriers]])
 
     def count(self, parts: Sequence[Part], claimant: str) -> list[Gathering]:
-        """Count these, and say how their chords stand then; raises ``BackendError``."""
-        arguments: list[Any] = [claimant, milliseconds(self.claim_seconds), self._ttl]
+        """Count these, and say how their chords stand then; raises ``BackendError`` and ``RecordRefused``."""
+        arguments: list[Any] = [claimant, milliseconds(self.claim_seconds), milliseconds(self.keep_seconds)]
         for part in parts:
             index = "+inf" if part.index is None else part.index
-            arguments += [f"{part.id}:{index}", index, _entry(part)]
-        with self._server.asked():
-            answer = self._count([PREFIX + part.chord for part in parts], arguments)
+            arguments += [raw(f"{part.id}:{index}"), index, _entry(part)]
+        largest = max((len(part.result) for part in parts), default=0)
+        answer = self._server.told(functools.partial(self._count, [_key(part.chord) for part in parts], arguments), largest)
         return [_gathering(part.chord, *row) for part, row in zip(parts, answer, strict=True)]
 
     def close(self, chords: Sequence[str], claimant: str) -> None:
         """What follows these has been started by the holder of the claim; raises ``BackendError``."""
         with self._server.asked():
-            self._close([PREFIX + chord for chord in chords], [claimant, self._ttl])
+            self._close([_key(chord) for chord in chords], [claimant, self._ttl])
+
+
+def _key(chord: str) -> bytes:
+    return raw(PREFIX + chord)
 
 
 def _entry(part: Part) -> bytes:
-    return msgspec.json.encode([1, part.id, part.status, msgspec.Raw(part.result)])
+    return msgspec.json.encode([1, readable(part.id), part.status, msgspec.Raw(part.result)])
 
 
 def _gathering(chord: str, state: bytes, entries: Sequence[bytes] = (), shape: bytes | None = None) -> Gathering:
@@ -128,7 +144,7 @@ def _member(chord: str, entry: bytes, index: float) -> Part:
     place = None if math.isinf(index) else int(index)
     try:
         _, member, status, result = msgspec.json.decode(entry, type=tuple[int, str, str, msgspec.Raw])
-    except msgspec.DecodeError:
+    except UNREADABLE:
         # A chord has to end all the same.
         return Part(chord, place, "", "FAILURE", msgspec.json.encode(not_json("the end of a member")))
     return Part(chord, place, member, cast(Status, status), bytes(result))

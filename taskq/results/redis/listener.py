@@ -20,6 +20,7 @@ from typing import Any
 from redis.exceptions import ConnectionError as ConnectionFailed
 from redis.exceptions import RedisError
 
+from taskq import log
 from taskq.errors import BackendError
 from taskq.results.redis.connection import Server
 
@@ -34,6 +35,8 @@ _GOODBYE = 1.0
 
 # Known to the module because Python's fork hooks take no arguments. A dictionary: no thread can get between its ``valuerefs``.
 _listeners: weakref.WeakValueDictionary[int, Listener] = weakref.WeakValueDictionary()
+
+logger = log.get_logger("taskq.results")
 
 Ear = queue.SimpleQueue[bytes]
 
@@ -108,6 +111,9 @@ class Listener:
                     self._listen(self._pubsub)
             except (RedisError, OSError):
                 # Whoever waits is none the wiser and looks for itself in a while; that call tells it what is wrong.
+                self._closed.wait(_PAUSE)
+            except Exception as error:  # the thread must not end while somebody listens
+                logger.error("listener_failed", error=repr(error), exc_info=error)
                 self._closed.wait(_PAUSE)
             with self._lock:
                 self._subscribed.clear()

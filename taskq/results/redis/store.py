@@ -5,19 +5,21 @@ Invariant: what is published has been stored, and what may not replace what stan
 
 from __future__ import annotations
 
+import functools
 import queue
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
+from taskq.decoding import UNREADABLE
 from taskq.results.ledger import Ledger
 from taskq.results.redis.chords import RedisChords, not_json
-from taskq.results.redis.connection import Server, milliseconds
+from taskq.results.redis.connection import Server, milliseconds, raw, readable
 from taskq.results.redis.ledger import RedisLedger
 from taskq.results.redis.listener import LOOK, Listener
-from taskq.results.store import Chords, Condition, Record, Status
+from taskq.results.store import Chords, Condition, Leave, Record, Status
 
 PREFIX = "celery-task-meta-"
 #: How many records go in one step, during which the server answers nobody else.
@@ -27,38 +29,82 @@ _SAFETY_NET = 10.0
 #: Whatever else Celery writes (RETRY, a state of the application's) is of a task that has not ended.
 _ENDS: dict[str, Status] = {"SUCCESS": "SUCCESS", "FAILURE": "FAILURE", "REVOKED": "REVOKED", "IGNORED": "IGNORED"}
 
-# Which record may replace which is the promise of ResultStore. What stands is decoded here only where there is something, after
-# a redelivery for example; what is no JSON was not written by us, and has no say.
-_STORE = """
+# What stands is decoded only where there is something, after a redelivery for example; what is no JSON was not written by us,
+# and has no say. ``begun`` is the run that has begun, where its record has been replaced by one of somebody else's.
+_STANDING = """
 local ends = {SUCCESS = true, FAILURE = true, REVOKED = true, IGNORED = true}
 
-local function replaces(status, attempt, key)
+local function standing(key)
     local known = redis.call('GET', key)
     if not known then
-        return true
+        return nil
     end
     local decoded, old = pcall(cjson.decode, known)
     if not decoded or type(old) ~= 'table' then
-        return true
+        return nil
     end
-    local old_attempt = tonumber(old.attempt) or 0
-    if attempt < old_attempt or (old.status == 'SUCCESS' and status ~= 'SUCCESS') then
+    local function text(value)
+        return type(value) == 'string' and value or nil
+    end
+    local own = text(old.run)
+    return {
+        status = text(old.status) or '', attempt = tonumber(old.attempt) or 0, round = tonumber(old.round) or 0,
+        own = own, run = own or text(old.begun)
+    }
+end
+
+local function keep(key, meta, ttl_ms)
+    if ttl_ms == '' then
+        redis.call('SET', key, meta)
+    else
+        redis.call('SET', key, meta, 'PX', ttl_ms)
+    end
+    redis.call('PUBLISH', key, meta)
+end
+"""
+# Which record may replace which is the promise of ResultStore.
+_STORE = f"""{_STANDING}
+local function replaces(old, status, attempt, round, run)
+    if old.status == 'SUCCESS' and status ~= 'SUCCESS' then
         return false
     end
-    return ends[status] or not ends[old.status] or attempt > old_attempt
+    if old.run and old.run == run and ends[status] then
+        return true
+    end
+    if old.run and (round < old.round or (round == old.round and old.own and ends[old.status])) then
+        return false
+    end
+    return attempt >= old.attempt and (ends[status] or not ends[old.status] or attempt > old.attempt)
 end
 
 for i, key in ipairs(KEYS) do
-    local status, attempt, ttl_ms, meta = ARGV[4 * i - 3], tonumber(ARGV[4 * i - 2]), ARGV[4 * i - 1], ARGV[4 * i]
-    if replaces(status, attempt, key) then
-        if ttl_ms == '' then
-            redis.call('SET', key, meta)
-        else
-            redis.call('SET', key, meta, 'PX', ttl_ms)
+    local status, attempt, ttl_ms = ARGV[6 * i - 5], tonumber(ARGV[6 * i - 4]), ARGV[6 * i - 3]
+    local meta, round, run = ARGV[6 * i - 2], tonumber(ARGV[6 * i - 1]), ARGV[6 * i]
+    local old = standing(key)
+    if not old or replaces(old, status, attempt, round, run) then
+        if old and old.run and run == '' and round <= old.round then
+            meta = string.sub(meta, 1, -2) .. ',"begun":' .. cjson.encode(old.run) .. '}}'
         end
-        redis.call('PUBLISH', key, meta)
+        keep(key, meta, ttl_ms)
     end
 end
+"""
+_BEGIN = f"""{_STANDING}
+local answer = {{}}
+for i, key in ipairs(KEYS) do
+    local ttl_ms, meta, round, run = ARGV[6 * i - 3], ARGV[6 * i - 2], tonumber(ARGV[6 * i - 1]), ARGV[6 * i]
+    local old = standing(key)
+    if not old
+        or (not ends[old.status] and (not old.run or old.run == run))
+        or (old.status ~= 'SUCCESS' and round > old.round)
+    then
+        keep(key, meta, ttl_ms)
+        answer[i] = 'granted'
+    else
+        answer[i] = ends[old.status] and 'over' or 'taken'
+    end
+end
+return answer
 """
 
 
@@ -77,33 +123,41 @@ class RedisResults:
 
     reply_to: str | None = None
 
-    ledger: Ledger | None = None
-
     def __init__(self, url: str, ttl: float) -> None:
         self._server = Server(url)
         self._ttl = milliseconds(ttl)
         self._listener = Listener(self._server)
-        self._script = self._server.client.register_script(_STORE)
+        self._store, self._begin = map(self._server.client.register_script, (_STORE, _BEGIN))
         self.chords: Chords | None = RedisChords(self._server, ttl)
         self.ledger: Ledger | None = RedisLedger(self._server)
 
     def store(self, records: Sequence[Record]) -> None:
-        """Keep the records and tell who waits for one of them; raises ``BackendError``."""
+        """Keep the records and tell who waits for one of them; raises ``BackendError`` and ``RecordRefused``."""
+        self._run(self._store, records)
+
+    def begin(self, records: Sequence[Record]) -> list[Leave]:
+        """Which of these may begin; raises as ``store``."""
+        return [cast(Leave, answer.decode()) for answer in self._run(self._begin, records)]
+
+    def _run(self, script: Any, records: Sequence[Record]) -> list[bytes]:
+        answers: list[bytes] = []
         for start in range(0, len(records), _CHUNK):
             chunk = records[start : start + _CHUNK]
             arguments: list[Any] = []
             for record in chunk:
-                for_ever = record.lasting and not record.is_end
-                arguments += [record.status, record.attempt, "" if for_ever else self._ttl, record.meta]
-            with self._server.asked():
-                self._script([PREFIX + record.id for record in chunk], arguments)
+                ttl = "" if record.lasting and not record.is_end else self._ttl
+                arguments += [record.status, record.attempt, ttl, record.meta, record.round, record.run or ""]
+            keys = [raw(PREFIX + record.id) for record in chunk]
+            largest = max(len(record.meta) for record in chunk)
+            answers += self._server.told(functools.partial(script, keys, arguments), largest) or ()
+        return answers
 
     def fetch(self, task_ids: Sequence[str]) -> list[Record | None]:
         """The records of these ids, in their order; raises ``BackendError``."""
         if not task_ids:
             return []
         with self._server.asked() as client:
-            metas: Any = client.mget([PREFIX + task_id for task_id in task_ids])
+            metas: Any = client.mget([raw(PREFIX + task_id) for task_id in task_ids])
         return [None if meta is None else _record(task_id, meta) for task_id, meta in zip(task_ids, metas, strict=True)]
 
     def wait(self, task_id: str, timeout: float | None) -> Record | None:
@@ -115,7 +169,7 @@ class RedisResults:
         [record] = self.fetch([task_id])
         if (record is not None and record.is_end) or (timeout is not None and timeout <= 0):
             return record if record is not None and record.is_end else None
-        with self._listener.listening((PREFIX + task_id).encode()) as ear:
+        with self._listener.listening(raw(PREFIX + task_id)) as ear:
             while True:
                 left = _SAFETY_NET if give_up is None else min(_SAFETY_NET, give_up - time.monotonic())
                 if left <= 0:
@@ -132,22 +186,21 @@ class RedisResults:
         """Delete these records; raises ``BackendError``."""
         if task_ids:
             with self._server.asked() as client:
-                client.delete(*[PREFIX + task_id for task_id in task_ids])
+                client.delete(*[raw(PREFIX + task_id) for task_id in task_ids])
 
     def keep(self, name: str, document: bytes, ttl: float) -> None:
         """Keep a document, under its name as the key; raises ``BackendError``."""
-        with self._server.asked() as client:
-            client.set(name, document, px=milliseconds(ttl))
+        self._server.told(functools.partial(self._server.client.set, raw(name), document, px=milliseconds(ttl)), len(document))
 
     def document(self, name: str) -> bytes | None:
         """The document of this name, or None; raises ``BackendError``."""
         with self._server.asked() as client:
-            document: Any = client.get(name)
+            document: Any = client.get(raw(name))
         return None if document is None else bytes(document)
 
-    def expire(self) -> int:
+    def expire(self) -> bool:
         """Redis forgets by itself."""
-        return 0
+        return False
 
     def condition(self) -> Condition:
         """What decides whether Redis forgets more than it should; raises ``BackendError``."""
@@ -170,7 +223,8 @@ class RedisResults:
 def _record(task_id: str, meta: bytes) -> Record:
     try:
         head = msgspec.json.decode(meta, type=_Head)
-    except msgspec.DecodeError:
-        described = {"task_id": task_id, "status": "FAILURE", "result": not_json(f"the result of {task_id}"), "traceback": None}
+    except UNREADABLE:
+        failure = not_json(f"the result of {task_id!a}")
+        described = {"task_id": readable(task_id), "status": "FAILURE", "result": failure, "traceback": None}
         return Record(task_id, "FAILURE", msgspec.json.encode(described))
     return Record(task_id, _ENDS.get(head.status, "STARTED"), meta, head.attempt or 0)

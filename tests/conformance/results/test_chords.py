@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
 from taskq.results.store import Barrier, Chords, Gathering, Part, ResultStore
-from tests.conformance.results.support import Backend, chords_of, fresh
+from tests.conformance.results.support import Backend, chords_of, fetched, fresh, record
 from tests.support import eventually
 
 WAITING, CONTESTED, OVER = Gathering("waiting"), Gathering("contested"), Gathering("over")
@@ -184,6 +184,54 @@ def test_what_is_known_of_a_chord_has_a_time_to_live(backend: Backend) -> None:
     # Never heard of: nobody knows how many members it has.
     eventually(lambda: chords.count([part(chord, 0)], "two") == [WAITING], "the chord is forgotten")
     store.expire()
+
+
+def test_what_is_known_of_a_chord_outlives_results_by_far(backend: Backend) -> None:
+    """Its last member may be delayed for weeks."""
+    store, chord, end = backend.open(ttl=0.05), fresh(), record(fresh())
+    chords = chords_of(store)
+    chords.open([Barrier(chord, 2)])
+    assert chords.count([part(chord, 0)], "one") == [WAITING]
+    store.store([end])
+    eventually(lambda: fetched(store, end.id) is None, "results are over their time")
+    while store.expire():
+        pass
+    assert chords.count([part(chord, 1)], "two") == [complete(part(chord, 0), part(chord, 1))]
+
+
+def test_members_of_a_chord_that_is_given_up_are_forgotten(backend: Backend) -> None:
+    store, chord = backend.open(), fresh()
+    chords = chords_of(store)
+    chords.keep_seconds = 0.001
+    chords.open([Barrier(chord, 301)])
+    chords.count([part(chord, index) for index in range(300)], "one")
+
+    def forgotten() -> bool:
+        while store.expire():
+            pass
+        return chords.count([part(chord, 300)], "one") == [WAITING]
+
+    eventually(forgotten, "the chord is forgotten")
+
+
+def test_one_task_at_two_places_counts_twice(chords: Chords) -> None:
+    """An application may give two members the same id."""
+    chord = fresh()
+    twice = [Part(chord, index, "same", "SUCCESS", b"1") for index in range(3)]
+    chords.open([Barrier(chord, 3)])
+    assert chords.count([*twice[:2], *twice[:2]], "one") == [WAITING] * 4
+    assert chords.count(twice[2:], "one") == [complete(*twice)]
+
+
+@pytest.mark.parametrize("name", ["caf\udce9.csv", "a\0b", "x" * 10_000, "new\nline"])
+def test_names_of_chords_and_members_may_be_anything(chords: Chords, name: str) -> None:
+    chord = fresh() + name
+    chords.open([Barrier(chord, 2)])
+    assert chords.count([Part(chord, 0, name, "SUCCESS", b"1")], "one") == [WAITING]
+    [whole] = chords.count([Part(chord, 2**70, name, "SUCCESS", b"2")], "one")
+    assert (whole.state, [member.result for member in whole.members]) == ("complete", [b"1", b"2"])
+    chords.close([chord], "one")
+    assert chords.count([Part(chord, 0, name, "SUCCESS", b"1")], "one") == [OVER]
 
 
 @dataclass

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from taskq.results.postgres.keys import integer, key_of
+from taskq.results.keys import integer, key_of
 from taskq.results.postgres.listener import payloads
 
 

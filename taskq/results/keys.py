@@ -1,4 +1,4 @@
-"""What PostgreSQL takes: whatever a message says of itself, no row may be refused for it, since that would be so for ever."""
+"""What databases take: whatever a message says of itself, no row may be refused for it, since that would be so for ever."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MOST = 2**63 - 1
 
 
 def key_of(name: str) -> str:
-    """The name itself, or its digest if it is long or holds what cannot be printed: text in PostgreSQL has no NUL."""
+    """The name itself, or its digest if it is long or holds what cannot be printed: text in databases has no NUL."""
     if name.isprintable() and len(raw := name.encode()) <= _LONGEST:
         return name
     raw = name.encode("utf-8", "surrogatepass")
