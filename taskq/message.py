@@ -70,7 +70,12 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def attempt(self) -> int:
         """The ordinal of the next attempt, which grows with whatever had the message published again: the fence of results."""
-        return 1 + sum(map(self.count, (ATTEMPTS, "retries", CRASHES, DELIVERIES)))
+        return 1 + self.round + self.count(CRASHES) + self.count(DELIVERIES)
+
+    @property
+    def round(self) -> int:
+        """Which round this is, from 0: a retry or a replay begins another; a crash, a return or a second copy does not."""
+        return self.count(ATTEMPTS) + self.count("retries")
 
     def count(self, header: str) -> int:
         """The counter in this header; 0 where there is none, or something that is no counter."""

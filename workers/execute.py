@@ -11,6 +11,7 @@ import os
 import socket
 import time
 import traceback
+import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import TracebackType
@@ -110,6 +111,8 @@ class Executor:
         self._route = router(tasks, settings.default_queue)
         self._results = settings.backend_url is not None
         self._keeps = settings.keeps_results
+        #: The name of the run that is under way, where its task runs at most once.
+        self._run_name: str | None = None
 
     def __call__(self, delivery: Delivery) -> Outcome | None:
         """Run the delivery's task, or say why not; None if it must not even begin here."""
@@ -135,6 +138,7 @@ class Executor:
             arguments = with_failure(read_arguments(message, self._keeps), message, task)
         except MessageError as error:
             return self._dead_letter(delivery.queue, message, "undecodable", str(error))
+        self._run_name = None if task.acks_late else uuid.uuid4().hex
         run = self._run if task.acks_late else self._run_at_most_once
         return run(task, call, arguments) if self._is_the_one(call) else Outcome("dropped")
 
@@ -149,7 +153,7 @@ class Executor:
         """Have the beginning recorded first: whoever finds that record with a message that came back lets it be."""
         attempt = call.attempt
         if self._keeps:
-            begun = self._beginning(call, at_most_once=True)
+            begun = self._beginning(call)
             if begun is None or not self.surroundings.may_begin(begun):
                 return None
         elif call.may_have_begun:
@@ -157,7 +161,7 @@ class Executor:
             return self._dead_letter(str(attempt.queue), call.message, "lost", detail)
         return self._run(task, call, arguments)
 
-    def _beginning(self, call: Call, *, at_most_once: bool) -> Record | None:
+    def _beginning(self, call: Call) -> Record | None:
         about = {
             "pid": os.getpid(),
             "hostname": socket.gethostname(),
@@ -165,7 +169,7 @@ class Executor:
             "started": time.time(),
             "retries": call.attempt.retries,
         }
-        return record(call.message, "STARTED", about, at_most_once=at_most_once)
+        return record(call.message, "STARTED", about, run=self._run_name)
 
     def _run(self, task: Task[..., Any], call: Call, arguments: Arguments) -> Outcome:
         attempt, (args, kwargs, embed) = call.attempt, arguments
@@ -175,7 +179,7 @@ class Executor:
         try:
             logger.debug("task_started")
             if self._keeps and task.acks_late and (embed is not NOTHING_FOLLOWS or attempt.root_id not in (None, attempt.id)):
-                begun = self._beginning(call, at_most_once=False)
+                begun = self._beginning(call)
                 if begun is not None:
                     self.surroundings.begins(begun)
             self.surroundings.agree(self._terms(task, call))
@@ -301,7 +305,7 @@ class Executor:
             return None
         if message is None:
             message = with_attempt(call.message, self._worker, time.time() - seconds, seconds, status)
-        return record(message, status, result, text, at_most_once=not task.acks_late)
+        return record(message, status, result, text, run=self._run_name)
 
     def _revoked(self, task: Task[..., Any], call: Call, seconds: float) -> Outcome:
         logger.warning("task_revoked", terminated=True)

@@ -37,7 +37,7 @@ LONGEST_HISTORY = 20
 #: How much of a traceback a dead letter's headers hold, in characters: they have to fit into one frame of AMQP.
 LONGEST_TRACEBACK = 16_384
 LONGEST_DETAIL = 2_000
-#: Stands in the record of a task that has ended and runs at most once.
+#: Stands in the records of a task that runs at most once.
 AT_MOST_ONCE = "at_most_once"
 
 Event = Literal[
@@ -82,12 +82,12 @@ SUCCEEDED = Outcome("succeeded")
 
 
 def record(
-    message: Message, status: Status, result: Any, traceback: str | None = None, *, at_most_once: bool = False
+    message: Message, status: Status, result: Any, traceback: str | None = None, *, run: str | None = None
 ) -> Record | None:
     """What is kept of a task in Celery's result format; ``result`` must be plain JSON values already.
 
-    None for a message that has no id to keep it under. ``at_most_once`` notes that the task must not run again, whatever
-    becomes of its message.
+    None for a message that has no id to keep it under. ``run`` names the run of a task that runs at most once: it must not run
+    again, whatever becomes of its message.
     """
     headers = message.headers
     task_id = headers.get("id") or message.correlation_id
@@ -102,16 +102,19 @@ def record(
         "task_id": task_id,
         "parent_id": headers.get("parent_id"),
         "root_id": headers.get("root_id"),
-        "attempt": message.attempt,
+        "attempt": (attempt := message.attempt),
     }
+    if turn := message.round:
+        meta["round"] = turn
     if isinstance(group := headers.get("group"), str):
         meta["group_id"] = group
     if history := past(message):
         meta["attempts"] = history
-    if at_most_once:
+    if run is not None:
         meta[AT_MOST_ONCE] = True
-    lasting = at_most_once and status == "STARTED"
-    return Record(task_id, status, msgspec.json.encode(meta), message.attempt, lasting, message.reply_to)
+        meta["run"] = run
+    lasting = run is not None and status == "STARTED"
+    return Record(task_id, status, msgspec.json.encode(meta), attempt, lasting, message.reply_to, turn, run)
 
 
 class _Meta(msgspec.Struct):

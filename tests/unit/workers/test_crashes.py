@@ -156,7 +156,7 @@ def test_a_task_that_had_begun_and_runs_at_most_once_is_lost_with_its_worker() -
 
 
 def test_a_task_that_has_ended_and_runs_at_most_once_is_over() -> None:
-    ended = record(MESSAGE, "SUCCESS", 1, at_most_once=True)
+    ended = record(MESSAGE, "SUCCESS", 1, run="r")
     for marked in (MESSAGE, SUSPECT):
         assert coroner().came_back("mail", marked, orphaned=True, begun=True, record=ended) == Outcome("succeeded")
     again = coroner().came_back("mail", MESSAGE, orphaned=True, begun=True, record=record(MESSAGE, "SUCCESS", 1))
