@@ -32,6 +32,8 @@ if sqlite3.sqlite_version_info < (3, 35, 0):
 
 #: Past this size the write-ahead log is cut back after a checkpoint, so that one huge batch does not occupy the disk for ever.
 _LOG_BYTES = 64 * 1024 * 1024
+#: For how long the file is believed to be still in its place, in seconds: a look for each of many short calls would cost much.
+_CHECK_SECONDS = 0.01
 
 # Known to the module because Python's fork hooks take no arguments. A dictionary: no thread can get between its ``valuerefs``.
 _databases: weakref.WeakValueDictionary[int, Database] = weakref.WeakValueDictionary()
@@ -57,7 +59,9 @@ class Database:
     """
 
     def __init__(self, path: Path, busy_timeout: float = 5.0) -> None:
-        self.path = Path(os.path.realpath(path))
+        self._name = os.path.realpath(path)
+        self.path = Path(self._name)
+        self._check_at = 0.0
         #: Which file it is that is open under this name.
         self.identity = (0, 0)
         #: How large a row may be.
@@ -201,14 +205,18 @@ class Database:
     def in_place(self) -> bool:
         """Whether what is open still is the file of this name."""
         try:
-            found = os.stat(self.path)
+            found = os.stat(self._name)
         except OSError:
             return False
         return (found.st_dev, found.st_ino) == self.identity
 
     def _check_place(self) -> None:
         """What is confirmed must be where others look for it: raises ``DatabaseError`` if it would not be."""
+        now = time.monotonic()
+        if now < self._check_at:
+            return
         if self.in_place:
+            self._check_at = now + _CHECK_SECONDS
             return
         self.close()
         raise DatabaseError(

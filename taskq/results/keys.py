@@ -19,4 +19,4 @@ def key_of(name: str) -> str:
 
 def integer(number: int) -> int:
     """The number, or the nearest that there is a column for."""
-    return max(-_MOST, min(number, _MOST))
+    return number if -_MOST <= number <= _MOST else max(-_MOST, min(number, _MOST))

@@ -142,6 +142,8 @@ def test_nothing_is_confirmed_into_a_file_that_was_deleted(url: str) -> None:
     for path in path_of(url).parent.glob("shop.db*"):
         if path.is_file():
             path.unlink()
+    deleted = time.monotonic()
+    eventually(lambda: time.monotonic() - deleted > 0.02, "it may be believed to be there for a moment")
     with pytest.raises(DatabaseError, match="deleted or replaced") as told:
         session.publish([publication("mail", "b")], deadline)
     assert told.value.passing
