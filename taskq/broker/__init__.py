@@ -75,7 +75,7 @@ def checker(settings: Settings) -> Check:
         from taskq.broker.sqlite.publication import check as check_sqlite
 
         return check_sqlite
-    from taskq.broker.amqp.topology import checker as checker_amqp
+    from taskq.broker.amqp.checks import checker as checker_amqp
 
     return checker_amqp(settings)
 

@@ -110,8 +110,11 @@ class Session(Protocol):
     def stats(self, queue: str) -> QueueStats | None:
         """What there is to know of the queue, or None where there is no such queue."""
 
-    def verify(self, queue: str) -> None:
-        """Raises ``QueueMismatch`` where the queue, or what belongs to it, exists with other arguments than ours."""
+    def verify(self, queue: str) -> tuple[str, ...]:
+        """Raises ``QueueMismatch`` where the queue, or what belongs to it, exists with other arguments than ours.
+
+        Returns those that are used although they lack the delivery limit that they would be declared with.
+        """
 
     def delete(self, queue: str) -> None:
         """Delete the queue with what belongs to it and is in it, if there is any."""

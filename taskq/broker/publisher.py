@@ -20,11 +20,14 @@ from typing import TypeVar
 from taskq.broker.interface import Found, Letters, QueueStats, Session
 from taskq.config import Settings, masked
 from taskq.control import Control
-from taskq.errors import BrokerError, BrokerUnreachable, ConnectionLost, UnsupportedFeature
+from taskq.errors import BrokerError, BrokerUnreachable, ConfigurationError, ConnectionLost, MessageTooLarge
 from taskq.message import Publication
 
 T = TypeVar("T")
 OpenSession = Callable[[Settings, float], Session]
+#: Seconds between two tries after the second, twice as many after each: a broker may break every connection.
+PAUSE = 0.05
+LONGEST_PAUSE = 1.0
 #: Sessions kept open between calls; more are opened when more threads publish at once, and closed afterwards.
 MAX_IDLE = 8
 
@@ -49,7 +52,9 @@ class Publisher:
         deadline = time.monotonic() + self._settings.publish_timeout
         remaining = tuple(publications)
         in_doubt: ConnectionLost | None = None
+        tries = 0
         while remaining:
+            tries += 1
             try:
                 self._with_session(functools.partial(_publish, remaining, deadline), deadline)
                 remaining = ()
@@ -60,6 +65,7 @@ class Publisher:
                     raise
                 if error.unconfirmed is not None:
                     remaining = error.unconfirmed
+                _pause(tries, deadline)
             except BrokerUnreachable as error:
                 if in_doubt is None:
                     raise
@@ -91,9 +97,12 @@ class Publisher:
         """What there is to know of the queue, or None where there is no such queue."""
         return self._ask(lambda session, _: session.stats(queue))
 
-    def verify(self, queue: str) -> None:
-        """Raises ``QueueMismatch`` where the queue, or what belongs to it, exists with other arguments than ours."""
-        self._ask(lambda session, _: session.verify(queue))
+    def verify(self, queue: str) -> tuple[str, ...]:
+        """Raises ``QueueMismatch`` where the queue, or what belongs to it, exists with other arguments than ours.
+
+        Returns those that are used although they lack the delivery limit that they would be declared with.
+        """
+        return self._ask(lambda session, _: session.verify(queue))
 
     def delete(self, queue: str) -> None:
         """Delete the queue with what belongs to it and is in it, if there is any."""
@@ -159,18 +168,22 @@ class Publisher:
 
     def _ask(self, question: Callable[[Session, float], T]) -> T:
         deadline = time.monotonic() + self._settings.publish_timeout
+        tries = 0
         while True:
+            tries += 1
             try:
                 return self._with_session(lambda session: question(session, deadline), deadline)
             except ConnectionLost:
                 if time.monotonic() >= deadline:
                     raise
+                _pause(tries, deadline)
 
     def _with_session(self, use: Callable[[Session], T], deadline: float) -> T:
         session = self._take(deadline)
         try:
             answer = use(session)
-        except UnsupportedFeature:
+        except (ConfigurationError, MessageTooLarge):
+            # Found before anything was sent.
             self._put_back(session)
             raise
         except BaseException:
@@ -207,6 +220,13 @@ class Publisher:
         self._lock = threading.Lock()
         self._inherited.append(self._idle)
         self._idle = []
+
+
+def _pause(tries: int, deadline: float) -> None:
+    """Before the next try; the second one comes at once, since most connections break while nobody uses them."""
+    if tries > 1:
+        pause = min(LONGEST_PAUSE, PAUSE * 2.0 ** min(tries - 2, 10))
+        time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
 
 
 def _publish(publications: Sequence[Publication], deadline: float, session: Session) -> None:

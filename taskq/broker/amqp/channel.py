@@ -65,7 +65,10 @@ class PublishBatch:
 
 
 class Channel(pyamqp.Channel):  # type: ignore[misc]
-    """``confirming`` says whether publications are confirmed, and matched here."""
+    """``confirming`` says whether publications are confirmed, and matched here.
+
+    ``on_refused`` is called with the error where the broker closes the channel, instead of raising it.
+    """
 
     supports_batch_publish = True
 
@@ -77,12 +80,24 @@ class Channel(pyamqp.Channel):  # type: ignore[misc]
         self._settled: set[int] = set()
         self._oldest_delivery = 1
         self.confirming = False
+        self.on_refused: Callable[[Exception], None] | None = None
         self._last_publication = 0
         self._oldest_publication = 1
         self._unanswered: dict[int, tuple[PublishBatch, Any, str, str]] = {}
         self._returned: dict[int, Exception] = {}
 
     # publishing
+
+    def request_open(self) -> None:
+        """Open the channel with confirmations; the broker's answer is not waited for, since it works in order."""
+        self.send_method(spec.Channel.Open, "s", ("",))
+        self.send_method(spec.Confirm.Select, "b", (True,))
+        self.confirming = True
+
+    @property
+    def unanswered(self) -> list[Any]:
+        """The messages without an answer, in the order of their publication; still there when the channel is closed."""
+        return [message for _, message, _, _ in self._unanswered.values()]
 
     def create_publish_batch(self, max_size: int) -> PublishBatch:
         """For publications that are confirmed; the channel's first one asks the broker for confirmations, and waits."""
@@ -217,7 +232,10 @@ class Channel(pyamqp.Channel):  # type: ignore[misc]
         # py-amqp would open the channel again, without its consumers: it would consume nothing for ever
         self.send_method(spec.Channel.CloseOk)
         self.collect()
-        raise error_for_code(reply_code, reply_text, (class_id, method_id), ChannelError)
+        error = error_for_code(reply_code, reply_text, (class_id, method_id), ChannelError)
+        if self.on_refused is None:
+            raise error
+        self.on_refused(error)
 
     def _open_connection(self) -> Any:
         if self.connection is None:

@@ -17,14 +17,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+from amqp.exceptions import PreconditionFailed
+
 from taskq import log
+from taskq.broker.amqp.checks import check_delay, check_queue
 from taskq.broker.amqp.connection import BROKEN, close, connect
 from taskq.broker.amqp.control import Controls, find_ends
 from taskq.broker.amqp.delivered import Delivered
 from taskq.broker.amqp.outbox import Outbox, Receipt
 from taskq.broker.amqp.renewal import RENEW, Renewals, came_from_held
 from taskq.broker.amqp.subscription import Subscription
-from taskq.broker.amqp.topology import Topology, check_delay, lines, refusal
+from taskq.broker.amqp.topology import Topology, lacks_limit, lines, refusal
 from taskq.broker.amqp.transport import Connection
 from taskq.broker.amqp.window import Window
 from taskq.broker.interface import Delivery
@@ -74,15 +77,9 @@ class AmqpConsumer:
             for name in ("consumer", "follow-ups"):
                 self._connections.append(self._open(name, deadline))
             consuming, publishing = self._connections
-            channel = self._channel = consuming.channel()
-            topology = Topology(channel, self._settings)
-            for queue in self._queues:
-                # A follow-up of any of its messages may have to wait: better no worker than one that cannot settle.
-                check_delay(queue)
-                topology.declare(queue)
-            # the answer to one question comes after all the declarations
-            channel.queue_declare(self._queues[0], passive=True)
-            self._outbox = Outbox(publishing.channel(), self._settings)
+            topology = self._declare(consuming)
+            channel = self._channel = topology.channel
+            self._outbox = Outbox(publishing, self._settings, topology.as_they_are)
             self._held = Renewals(channel, topology, self._outbox, self._renew)
             self._read_controls(consuming, deadline)
         except BROKEN as error:
@@ -97,6 +94,28 @@ class AmqpConsumer:
         self._window = Window(tuple(self._subscriptions.values()))
         self._heartbeat = min(connection.heartbeat for connection in self._connections)
         self._next_heartbeat = 0.0 if self._heartbeat else math.inf
+
+    def _declare(self, connection: Connection) -> Topology:
+        """Declare the queues, and go on with what exists and is only an older declaration of ours."""
+        for queue in self._queues:
+            # A follow-up of any of its messages may have to wait: better no worker than one that cannot settle.
+            check_queue(queue)
+            check_delay(queue)
+        as_they_are: frozenset[str] = frozenset()
+        while True:
+            topology = Topology(connection.channel(), self._settings, as_they_are)
+            try:
+                for queue in self._queues:
+                    topology.declare(queue)
+                # the answer to one question comes after all the declarations
+                topology.channel.queue_declare(self._queues[0], passive=True)
+            except PreconditionFailed as error:
+                queue_without = lacks_limit(error)
+                if queue_without is None or queue_without in as_they_are:
+                    raise
+                as_they_are |= {queue_without}
+            else:
+                return topology
 
     def _read_controls(self, connection: Connection, deadline: float) -> None:
         try:
@@ -272,4 +291,8 @@ class AmqpConsumer:
             yield
         except BROKEN as error:
             lost = refusal(error, self._settings)
-            raise lost if isinstance(lost, ConnectionLost) else ConnectionLost(str(lost)) from error
+            if not isinstance(lost, ConnectionLost):
+                lost = ConnectionLost(str(lost))
+            # what is on its way on the other connection are acks, which hold nothing
+            lost.refused = lost.refused and len(self._connections) > 1 and not self._connections[1].connected
+            raise lost from error

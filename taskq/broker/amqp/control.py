@@ -18,15 +18,16 @@ from typing import Any
 
 from amqp.exceptions import InternalError, NotFound, PreconditionFailed
 
-from taskq import control
+from taskq import control, log
 from taskq.broker.amqp.connection import BROKEN, close, connect
 from taskq.broker.amqp.delivered import Delivered
 from taskq.broker.amqp.outbox import Outbox
+from taskq.broker.amqp.properties import decode
 from taskq.broker.amqp.topology import CONTROL_STREAMS, PAUSES, REVOCATIONS, refusal
 from taskq.broker.amqp.transport import Connection
 from taskq.config import Settings, masked
 from taskq.control import Control, Revoke
-from taskq.errors import BrokerUnreachable, UnsupportedFeature
+from taskq.errors import BrokerUnreachable, MessageError, UnsupportedFeature
 from taskq.message import Message, Publication
 
 #: How long a stream that holds anything may take to begin to send it, in seconds. Who is late gets an entry without a meaning.
@@ -35,8 +36,12 @@ BEGINNING = 0.3
 PAUSE = 0.1
 #: How many entries the broker may send ahead of our acknowledgements.
 AHEAD = 1000
+#: The entry of a stream that would be empty.
+MEANINGLESS = b"{}"
 _OFFSET = b"\x0fx-stream-offsetl"
 _read_offset = struct.Struct(">Q").unpack_from
+
+logger = log.get_logger("taskq.broker")
 
 #: The offset of an entry of each stream, from which on nothing old can follow.
 Ends = Mapping[str, int]
@@ -106,7 +111,7 @@ def _end(connection: Connection, stream: str, settings: Settings) -> int:
         while not offsets:
             connection.drain_events(until - time.monotonic())
     if not offsets:
-        Outbox(connection.channel(), settings).send([_publication(stream, b"{}")])
+        Outbox(connection, settings).send([_publication(stream, MEANINGLESS)])
     while not offsets:
         connection.drain_events()
     channel.close()
@@ -119,9 +124,16 @@ def _consume(channel: Any, stream: str, offset: str, callback: Callable[[Deliver
 
 
 def _offset(message: Delivered) -> int:
+    """Where the entry is in its stream; before all others where that cannot be read, since anybody may write headers."""
     properties = message.raw_properties
-    offset: int = _read_offset(properties, properties.index(_OFFSET) + len(_OFFSET))[0]
-    return offset
+    if properties.count(_OFFSET) == 1:
+        offset: int = _read_offset(properties, properties.index(_OFFSET) + len(_OFFSET))[0]
+        return offset
+    with contextlib.suppress(MessageError):
+        named = decode(properties, b"").headers.get("x-stream-offset")
+        if isinstance(named, int):
+            return named
+    return -1
 
 
 class Controls:
@@ -133,6 +145,7 @@ class Controls:
     def __init__(self, connection: Connection, ends: Ends) -> None:
         self._connection = connection
         self.seen = 0
+        self._warned = False
         self._missing = dict(ends)
         self._entries: dict[str, Control] = {}
         self._channel = connection.channel()
@@ -162,6 +175,9 @@ class Controls:
         if self._missing and _offset(message) >= self._missing.get(stream, 2**64):
             del self._missing[stream]
         entry = control.decode(message.raw_body)
+        if entry is None and message.raw_body != MEANINGLESS and not self._warned:
+            self._warned = True
+            logger.warning("control_ignored", stream=stream, entry=repr(message.raw_body[:100]))
         if entry is not None:
             key = control.key(entry)
             self._entries.pop(key, None)

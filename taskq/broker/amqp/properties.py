@@ -7,6 +7,7 @@ float, and text that is not UTF-8 stays bytes.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -16,6 +17,7 @@ from taskq.errors import MessageError, UnsupportedFeature
 from taskq.message import Message
 
 CONTENT_TYPE, CONTENT_ENCODING, HEADERS, DELIVERY_MODE, PRIORITY, CORRELATION_ID, REPLY_TO = (1 << n for n in range(15, 8, -1))
+PERSISTENT = 2
 #: Headers in which a broker keeps its own account. Sent back, RabbitMQ takes a message that was delayed twice for a
 #: dead-letter cycle, and drops it.
 BROKER_HEADERS = frozenset(
@@ -84,7 +86,7 @@ def _decode(buffer: bytes, body: bytes) -> Message:
 
 
 def correlation_id(properties: bytes) -> str | None:
-    """The task id alone, whatever the size of the headers. Raises ``MessageError`` as ``decode``."""
+    """The task id alone, whatever the size of the headers; None where there is none, or it cannot be read."""
     try:
         flags = properties[0] << 8 | properties[1]
         if not flags & CORRELATION_ID:
@@ -98,8 +100,8 @@ def correlation_id(properties: bytes) -> str | None:
             position += 4 + _read_u32(properties, position)[0]
         position += bool(flags & DELIVERY_MODE) + bool(flags & PRIORITY)
         return _short_string(properties, position)[0]
-    except (IndexError, ValueError, struct.error) as error:
-        raise MessageError(f"the message's properties are not valid AMQP: {error}") from error
+    except (IndexError, ValueError, struct.error):
+        return None
 
 
 def _short_string(buffer: bytes, position: int) -> tuple[str, int]:
@@ -196,6 +198,19 @@ _READERS: Mapping[int, Callable[[bytes, int], tuple[Any, int]]] = {
 }
 
 
+def named(message: Message) -> dict[str, Any]:
+    """The properties of a message to be sent, as py-amqp names them."""
+    return {
+        "content_type": message.content_type,
+        "content_encoding": message.content_encoding,
+        "application_headers": message.headers,
+        "delivery_mode": PERSISTENT,
+        "priority": message.priority,
+        "correlation_id": message.correlation_id,
+        "reply_to": message.reply_to,
+    }
+
+
 def encode(properties: Mapping[str, Any]) -> bytes:
     """Properties named as py-amqp names them, None left out. Raises ``UnsupportedFeature`` for what AMQP cannot carry."""
     flags = 0
@@ -206,7 +221,7 @@ def encode(properties: Mapping[str, Any]) -> bytes:
             flags |= flag
             try:
                 parts.append(write(value))
-            except (ValueError, struct.error, TypeError, RecursionError) as error:
+            except (ValueError, struct.error, TypeError, AttributeError, RecursionError) as error:
                 raise UnsupportedFeature(f"AMQP cannot carry the message's {name}: {error}") from error
     parts[0] = flags.to_bytes(2, "big")
     return b"".join(parts)
@@ -249,12 +264,19 @@ def _write_integer(value: int) -> bytes:
     return b"I" + _i32(value) if -(2**31) <= value < 2**31 else b"l" + _i64(value)
 
 
+def _write_float(value: float) -> bytes:
+    # RabbitMQ cannot read any other, and breaks the connection
+    if not math.isfinite(value):
+        raise ValueError(f"{value} is no finite number")
+    return b"d" + _double(value)
+
+
 _VALUE_WRITERS: Mapping[type, Callable[[Any], bytes]] = {
     str: lambda value: b"S" + _sized(value.encode()),
     type(None): lambda _: b"V",
     bool: lambda value: b"t\x01" if value else b"t\x00",
     int: _write_integer,
-    float: lambda value: b"d" + _double(value),
+    float: _write_float,
     bytes: lambda value: b"x" + _sized(value),
     dict: lambda value: b"F" + _write_table(value),
     list: lambda value: b"A" + _sized(b"".join(map(_write_value, value))),

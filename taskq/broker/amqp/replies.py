@@ -21,7 +21,7 @@ from taskq.broker.amqp.topology import refusal
 from taskq.broker.amqp.transport import Connection
 from taskq.broker.interface import TakeReply
 from taskq.config import Settings, masked
-from taskq.errors import BrokerError, BrokerUnreachable, MessageError
+from taskq.errors import BrokerError, BrokerUnreachable
 
 #: How long the queue stays when nobody reads it, in seconds.
 EXPIRES = 300
@@ -97,7 +97,9 @@ class AmqpReplies:
         )
         try:
             channel = connection.channel()
-            channel.queue_declare(self.name, durable=True, auto_delete=False, arguments={"x-expires": EXPIRES * 1000})
+            # classic, whatever is the default of the virtual host: nothing here needs a majority of the nodes
+            arguments = {"x-queue-type": "classic", "x-expires": EXPIRES * 1000}
+            channel.queue_declare(self.name, durable=True, auto_delete=False, arguments=arguments)
             channel.request_prefetch(AHEAD)
             channel.basic_consume(self.name, callback=self._arrive)
         except BROKEN as error:
@@ -131,7 +133,6 @@ class AmqpReplies:
 
     def _arrive(self, message: Delivered) -> None:
         # Anybody may write to the queue; what says not what it replies to is nobody's.
-        with contextlib.suppress(MessageError):
-            if task_id := correlation_id(message.raw_properties):
-                self._take(task_id, message.raw_body)
+        if task_id := correlation_id(message.raw_properties):
+            self._take(task_id, message.raw_body)
         message.ack()

@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from amqp.exceptions import NotFound
+from amqp.exceptions import NotFound, PreconditionFailed
 
 from taskq.broker.amqp import control as streams
+from taskq.broker.amqp.checks import check_priority
 from taskq.broker.amqp.connection import BROKEN, close, connect
 from taskq.broker.amqp.letters import AmqpLetters
 from taskq.broker.amqp.outbox import Outbox, Receipt
-from taskq.broker.amqp.topology import check_priority, company, lines, queue_arguments, refusal
+from taskq.broker.amqp.topology import company, lacks_limit, lines, queue_arguments, refusal
 from taskq.broker.interface import Found, Letters, QueueStats
 from taskq.config import Settings, masked
 from taskq.control import Control
@@ -43,7 +44,7 @@ class AmqpSession:
             settings, timeout=timeout, heartbeat=0, silence=settings.publish_timeout / 2, name="publisher"
         )
         try:
-            self._outbox = Outbox(self._connection.channel(), settings)
+            self._outbox = Outbox(self._connection, settings)
         except BROKEN as error:
             self._connection.collect()
             raise refusal(error, settings) from error
@@ -51,8 +52,8 @@ class AmqpSession:
     def publish(self, publications: Sequence[Publication], deadline: float) -> None:
         """Declare, publish and wait for every confirmation, until ``time.monotonic()`` is ``deadline``.
 
-        Raises ``UnsupportedFeature`` before anything is sent, ``PublishTimeout``, ``Unroutable``, ``PublishRejected``,
-        ``QueueMismatch`` and ``ConnectionLost``.
+        Raises ``UnsupportedFeature`` and ``MessageTooLarge`` before anything is sent, ``PublishTimeout``, ``Unroutable``,
+        ``PublishRejected``, ``QueueMismatch`` and ``ConnectionLost``.
         """
         for publication in publications:
             check_priority(publication, self._settings)
@@ -71,6 +72,8 @@ class AmqpSession:
             broken = self._broken(error)
             if isinstance(broken, ConnectionLost):
                 broken.unconfirmed = tuple(receipt.unanswered.values())
+                if broken.refused:
+                    raise PublishRejected(f"{self._url} takes no such message: {error}", passing=False) from error
             raise broken from error
 
     def depth(self, queue: str) -> int | None:
@@ -107,15 +110,23 @@ class AmqpSession:
             consumers=answers[-1].consumer_count or None,
         )
 
-    def verify(self, queue: str) -> None:
-        """Raises ``QueueMismatch`` where the queue or what belongs to it exists with other arguments; declares nothing new."""
-        for name in company(queue):
-            if self._count(name) is not None:
-                self._ask(name, self._declare)
+    def verify(self, queue: str) -> tuple[str, ...]:
+        """Raises ``QueueMismatch`` where the queue or what belongs to it exists with other arguments; declares nothing new.
 
-    def _declare(self, channel: Any, queue: str) -> None:
+        Returns those that are used as they are, without the delivery limit that they would be declared with.
+        """
+        there = [name for name in company(queue) if self._count(name) is not None]
+        return tuple(name for name in there if not self._ask(name, self._has_limit))
+
+    def _has_limit(self, channel: Any, queue: str) -> bool:
         arguments = queue_arguments(queue, self._settings)
-        channel.queue_declare(queue, durable=True, auto_delete=False, arguments=arguments)
+        try:
+            channel.queue_declare(queue, durable=True, auto_delete=False, arguments=arguments)
+        except PreconditionFailed as error:
+            if lacks_limit(error) is None:
+                raise
+            return False
+        return True
 
     def delete(self, queue: str) -> None:
         """Delete the queue, its lane and its dead-letter queue with what is in them."""
@@ -175,8 +186,8 @@ class AmqpSession:
         """
         try:
             return receipt.confirmed
-        except PublishRejected:
-            if time.monotonic() + PAUSE >= deadline:
+        except PublishRejected as rejected:
+            if not rejected.passing or time.monotonic() + PAUSE >= deadline:
                 raise
             time.sleep(PAUSE)
             return False

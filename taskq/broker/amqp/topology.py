@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from amqp import exceptions, spec
@@ -28,14 +29,14 @@ from kombu.transport.native_delayed_delivery import (
     level_name,
 )
 
-from taskq.broker.interface import Check
 from taskq.config import Settings, masked
-from taskq.errors import BrokerError, BrokerUnreachable, ConnectionLost, PublishRejected, QueueMismatch, UnsupportedFeature
+from taskq.errors import BrokerError, BrokerUnreachable, ConnectionLost, PublishRejected, QueueMismatch, Unroutable
 from taskq.message import TRIAL_PREFIX, Publication, dead_letter_queue
 
 MAX_DELAY = 2**MAX_NUMBER_OF_BITS_TO_USE - 1
-#: AMQP's limit for names and routing keys, in bytes.
-MAX_NAME = 255
+#: As good as none, and explicit: where a queue says nothing, RabbitMQ 4 deletes a message that has come back 20 times, and to
+#: be looked at is to come back. RabbitMQ 4 takes -1 for none, and RabbitMQ 3 would take that for less than once.
+NO_DELIVERY_LIMIT = 2**31 - 1
 #: How long a held queue stays when its consumer is gone, in seconds; what was in it has long moved on by then.
 HELD_QUEUE_EXPIRES = 86_400
 #: How long a trial queue stays that nobody uses, in seconds.
@@ -51,14 +52,17 @@ CONTROL_STREAMS: Mapping[str, Mapping[str, Any]] = {
         "x-max-length-bytes": 20_000_000,
     },
 }
-_LANE = ".returned"
+LANE = ".returned"
 _HELD = re.compile(r"\.[0-9a-f]{32}\.held$")
 _PREFIX = "taskq"
 _DELIVERY_EXCHANGE = f"{_PREFIX}_{CELERY_DELAYED_DELIVERY_EXCHANGE}"
-_DELAY_KEY = "*." * MAX_NUMBER_OF_BITS_TO_USE
+DELAY_KEY = "*." * MAX_NUMBER_OF_BITS_TO_USE
+#: Frame, syntax, command, channel, unexpected frame, resource, not allowed, not implemented, internal error.
+_BROKEN_BY_CONTENT = frozenset({501, 502, 503, 504, 505, 506, 530, 540, 541})
 _MISMATCH = re.compile(r"inequivalent arg '(?P<argument>[^']+)' for queue '(?P<queue>.+?)' in vhost '.*?': (?P<detail>.*)")
 
 
+@lru_cache(maxsize=4096)
 def is_dead_letter_queue(queue: str) -> bool:
     """Whether the queue holds dead letters, and so has neither a lane nor a dead-letter queue of its own."""
     return queue.endswith(dead_letter_queue(""))
@@ -66,7 +70,7 @@ def is_dead_letter_queue(queue: str) -> bool:
 
 def lane(queue: str) -> str:
     """The queue that is consumed together with ``queue``, for what goes first; dead letters have no such order."""
-    return queue if is_dead_letter_queue(queue) or is_trial_queue(queue) else f"{queue}{_LANE}"
+    return queue if is_dead_letter_queue(queue) or is_trial_queue(queue) else f"{queue}{LANE}"
 
 
 def lines(queue: str) -> tuple[str, ...]:
@@ -97,16 +101,17 @@ def queue_arguments(queue: str, settings: Settings) -> Mapping[str, Any]:
         return _held_arguments(_HELD.sub("", queue))
     if is_trial_queue(queue):
         # Should it never be deleted
-        return {"x-queue-type": settings.queue_type, "x-expires": TRIAL_QUEUE_EXPIRES * 1000}
+        limit = {"x-delivery-limit": NO_DELIVERY_LIMIT} if settings.queue_type == "quorum" else {}
+        return {"x-queue-type": settings.queue_type, "x-expires": TRIAL_QUEUE_EXPIRES * 1000, **limit}
     if settings.queue_type == "classic":
         has_priorities = settings.queue_max_priority and not is_dead_letter_queue(queue)
         return {"x-max-priority": settings.queue_max_priority} if has_priorities else {}
     if is_dead_letter_queue(queue):
-        return {"x-queue-type": "quorum"}
+        return {"x-queue-type": "quorum", "x-delivery-limit": NO_DELIVERY_LIMIT}
     return {
         "x-queue-type": "quorum",
         "x-dead-letter-exchange": "",
-        "x-dead-letter-routing-key": dead_letter_queue(queue.removesuffix(_LANE)),
+        "x-dead-letter-routing-key": dead_letter_queue(queue.removesuffix(LANE)),
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",
         "x-delivery-limit": settings.delivery_limit,
@@ -126,15 +131,20 @@ def _held_arguments(queue: str) -> Mapping[str, Any]:
         "x-dead-letter-routing-key": lane(queue),
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",
+        "x-delivery-limit": NO_DELIVERY_LIMIT,
         "x-expires": HELD_QUEUE_EXPIRES * 1000,
     }
 
 
 class Topology:
-    """What one channel has declared so far; each declaration is sent once per connection."""
+    """What one channel has declared so far; each declaration is sent once per channel.
 
-    def __init__(self, channel: Any, settings: Settings) -> None:
-        self._channel = channel
+    ``as_they_are`` are queues that exist, and that are used although they would be declared otherwise today.
+    """
+
+    def __init__(self, channel: Any, settings: Settings, as_they_are: frozenset[str] = frozenset()) -> None:
+        self.channel = channel
+        self.as_they_are = as_they_are
         self._settings = settings
         self._queues: set[str] = set()
         self._delayed: set[str] = set()
@@ -146,9 +156,10 @@ class Topology:
             return
         names = company(queue)
         for name in names:
-            self._channel.queue_declare(
-                name, durable=True, auto_delete=False, nowait=True, arguments=queue_arguments(name, self._settings)
-            )
+            if name not in self.as_they_are:
+                self.channel.queue_declare(
+                    name, durable=True, auto_delete=False, nowait=True, arguments=queue_arguments(name, self._settings)
+                )
         self._queues.update(names)
 
     def forget(self, queue: str) -> None:
@@ -172,12 +183,12 @@ class Topology:
             self._declare_levels()
             self._levels = True
         # as many words as there are levels: with '#', a queue named 'mail' would also get what is meant for 'old.mail'
-        self._channel.queue_bind(queue, _DELIVERY_EXCHANGE, _DELAY_KEY + queue, nowait=True)
+        self.channel.queue_bind(queue, _DELIVERY_EXCHANGE, DELAY_KEY + queue, nowait=True)
         self._delayed.add(queue)
 
     def _declare_levels(self) -> None:
         """Kombu's native delayed delivery, without its waits: level n holds a message for 2**n seconds, or passes it on."""
-        channel = self._channel
+        channel = self.channel
         exchanges = [_DELIVERY_EXCHANGE, *(level_name(level, _PREFIX) for level in range(MAX_LEVEL + 1))]
         for exchange in exchanges:
             channel.exchange_declare(exchange, "topic", durable=True, auto_delete=False, nowait=True)
@@ -197,6 +208,7 @@ class Topology:
             channel.exchange_bind(below, name, f"{any_higher_bits}0.#", nowait=True)
 
 
+@lru_cache(maxsize=4096)
 def company(queue: str) -> tuple[str, ...]:
     """The queue and what is declared with it."""
     alone = any(of_its_kind(queue) for of_its_kind in (is_dead_letter_queue, is_held_queue, is_trial_queue))
@@ -204,54 +216,15 @@ def company(queue: str) -> tuple[str, ...]:
     return (queue,) if alone else (queue, lane(queue), dead_letter_queue(queue))
 
 
-def checker(settings: Settings) -> Check:
-    """See ``taskq.broker.interface.Check``."""
+def lacks_limit(error: Exception) -> str | None:
+    """The dead-letter queue that a declaration was refused for because it has another delivery limit, or none.
 
-    def check(publication: Publication) -> None:
-        if not publication.reply:
-            check_priority(publication, settings)
-            check_route(publication)
-
-    return check
-
-
-def check_priority(publication: Publication, settings: Settings) -> None:
-    """Raises ``UnsupportedFeature`` for a priority that the queue does not have."""
-    queue, priority = publication.queue, publication.message.priority or 0
-    if priority and settings.queue_type == "quorum":
-        raise UnsupportedFeature(
-            f"priority {priority} for queue {queue!r}: RabbitMQ's quorum queues have no priorities; "
-            "send without, or set queue_type='classic' and queue_max_priority"
-        )
-    if priority > settings.queue_max_priority and settings.queue_type == "classic":
-        raise UnsupportedFeature(
-            f"priority {priority} for queue {queue!r} is above queue_max_priority={settings.queue_max_priority}; "
-            "raise the setting (a queue that exists must be deleted and declared anew) or send a lower priority"
-        )
-
-
-def check_route(publication: Publication) -> None:
-    """Raises ``UnsupportedFeature`` for a queue name or a delay that RabbitMQ cannot carry."""
-    queue, delay = publication.queue, publication.delay
-    size = max(len(name.encode()) for name in company(queue))
-    if not queue or size > MAX_NAME:
-        raise UnsupportedFeature(f"queue {queue!r}: RabbitMQ takes names of 1 to {MAX_NAME - len(_LANE)} bytes")
-    if queue.endswith(_LANE):
-        raise UnsupportedFeature(f"queue {queue!r}: taskq keeps in {queue!r} what goes first in another queue; rename yours")
-    if delay > MAX_DELAY:
-        raise UnsupportedFeature(
-            f"a delay of {delay:g} s for queue {queue!r}: RabbitMQ holds a message for {MAX_DELAY} s at most"
-        )
-    if delay > 0:
-        check_delay(queue)
-
-
-def check_delay(queue: str) -> None:
-    """Raises ``UnsupportedFeature`` for a queue whose messages RabbitMQ could not delay."""
-    if len((_DELAY_KEY + queue).encode()) > MAX_NAME:
-        raise UnsupportedFeature(f"queue {queue!r}: for delays, its name may have {MAX_NAME - len(_DELAY_KEY)} bytes")
-    if {"*", "#"} & set(queue.split(".")):
-        raise UnsupportedFeature(f"queue {queue!r}: '*' and '#' between dots are wildcards where RabbitMQ delays; rename it")
+    Queues of an earlier taskq have none. That is no reason not to use them: ``doctor`` tells what to do.
+    """
+    found = _mismatch(error)
+    if found is not None and found["argument"] == "x-delivery-limit" and is_dead_letter_queue(found["queue"]):
+        return str(found["queue"])
+    return None
 
 
 def refusal(error: Exception, settings: Settings) -> BrokerError:
@@ -260,19 +233,54 @@ def refusal(error: Exception, settings: Settings) -> BrokerError:
     if isinstance(error, BrokerError):
         return error
     if isinstance(error, exceptions.PreconditionFailed) and error.method_sig == spec.Queue.Declare:
-        return _mismatch(error, settings)
+        return _queue_mismatch(error, settings)
     if isinstance(error, exceptions.ResourceLocked):
         return QueueMismatch(f"{url}: another connection holds a queue for itself ({error.reply_text}); use another queue name")
     if isinstance(error, exceptions.PreconditionFailed) and error.method_sig == spec.Basic.Publish:
-        return PublishRejected(f"{url} refused the message: {error.reply_text}")
+        return PublishRejected(f"{url} refused the message: {error.reply_text}", passing=False)
     if isinstance(error, (exceptions.AccessRefused, exceptions.NotAllowed)):
         return BrokerUnreachable(f"{url} refused access: {error.reply_text}; check user, permissions and virtual host")
-    return ConnectionLost(f"the connection to {url} broke: {str(error) or type(error).__name__}")
+    lost = ConnectionLost(f"the connection to {url} broke: {str(error) or type(error).__name__}")
+    lost.refused = _broken_by_content(error)
+    return lost
 
 
-def _mismatch(error: exceptions.PreconditionFailed, settings: Settings) -> QueueMismatch:
+def publication_refusal(error: Exception, settings: Settings) -> BrokerError:
+    """What it means to a publication that the channel was closed, with nothing else on its way there."""
+    if isinstance(error, exceptions.NotFound):
+        # Declared just before: the node that has it is away, or somebody deletes faster than we declare.
+        return Unroutable(f"{masked(settings.broker)} has no way for the message: {error.reply_text}")
+    refused = refusal(error, settings)
+    if isinstance(refused, QueueMismatch):
+        return refused
+    text = f"{masked(settings.broker)} refused the message: {error}"
+    if isinstance(error, exceptions.AccessRefused):
+        text = str(refused)
+    return PublishRejected(text, passing=False)
+
+
+def _broken_by_content(error: Exception) -> bool:
+    """Whether the broker broke the connection because it could not take what was sent.
+
+    It does so too where it cannot declare a queue now, for lack of a majority of its nodes.
+    """
+    return (
+        isinstance(error, exceptions.AMQPError)
+        and error.method_sig is not None
+        and error.reply_code in _BROKEN_BY_CONTENT
+        and error.method_sig != spec.Queue.Declare
+    )
+
+
+def _mismatch(error: Exception) -> re.Match[str] | None:
+    if isinstance(error, exceptions.PreconditionFailed) and error.method_sig == spec.Queue.Declare:
+        return _MISMATCH.search(error.reply_text or "")
+    return None
+
+
+def _queue_mismatch(error: exceptions.PreconditionFailed, settings: Settings) -> QueueMismatch:
     url = masked(settings.broker)
-    if found := _MISMATCH.search(error.reply_text or ""):
+    if found := _mismatch(error):
         queue, argument, detail = found["queue"], found["argument"], found["detail"]
         way_out = f"delete queue {queue!r} once it is empty, or use another queue name"
         if settings.queue_type == "quorum":

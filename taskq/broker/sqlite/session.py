@@ -116,8 +116,9 @@ class SqliteSession:
         ((held, delayed, consumers),) = self.database.execute(_STATS, {"queue": queue})
         return QueueStats(ready=ready, consumers=consumers, held=held, delayed=delayed, oldest=self.oldest(queue))
 
-    def verify(self, queue: str) -> None:
+    def verify(self, queue: str) -> tuple[str, ...]:  # noqa: ARG002  # the interface's signature
         """Queues have no arguments here."""
+        return ()
 
     def delete(self, queue: str) -> None:
         """Delete the queue and that of its dead letters, with what is in them."""

@@ -22,7 +22,7 @@ short = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 #: Hypothesis tries the words of our own source, too.
 names = short.filter(lambda name: name not in BROKER_HEADERS)
 values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | short,
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | short,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4),
     max_leaves=12,
 )
@@ -80,9 +80,9 @@ def test_py_amqp_reads_what_is_written(given_properties: dict[str, Any]) -> None
 
 @given(st.binary(max_size=200))
 def test_garbage_raises_message_error_alone(raw: bytes) -> None:
-    for read in (lambda: decode(raw, b""), lambda: correlation_id(raw)):
-        with suppress(MessageError):
-            read()
+    with suppress(MessageError):
+        decode(raw, b"")
+    correlation_id(raw)
 
 
 @given(properties, st.data())
@@ -91,9 +91,9 @@ def test_a_cut_or_changed_encoding_raises_message_error_alone(given_properties: 
     position = data.draw(st.integers(0, len(raw) - 1))
     raw[position] = data.draw(st.integers(0, 255))
     del raw[data.draw(st.integers(position, len(raw))) :]
-    for read in (lambda: decode(bytes(raw), b""), lambda: correlation_id(bytes(raw))):
-        with suppress(MessageError):
-            read()
+    with suppress(MessageError):
+        decode(bytes(raw), b"")
+    correlation_id(bytes(raw))
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,8 @@ import pytest
 from amqp import spec
 from amqp.exceptions import AccessRefused, PreconditionFailed
 
+from taskq.broker.amqp.checks import check_priority, check_route
 from taskq.broker.amqp.topology import (
-    check_priority,
-    check_route,
     held_queue,
     is_held_queue,
     lane,
@@ -40,7 +39,7 @@ def test_a_quorum_queue_dead_letters_at_least_once() -> None:
         "x-overflow": "reject-publish",
         "x-delivery-limit": 7,
     }
-    assert queue_arguments("mail.dead", settings()) == {"x-queue-type": "quorum"}
+    assert queue_arguments("mail.dead", settings()) == {"x-queue-type": "quorum", "x-delivery-limit": 2**31 - 1}
     assert queue_arguments(lane("mail"), settings()) == queue_arguments("mail", settings())
 
 
@@ -69,7 +68,7 @@ def test_a_classic_queue_is_declared_as_celery_declares_it() -> None:
     ("keywords", "text"),
     [
         ({}, "quorum queues have no priorities"),
-        ({"queue_type": "classic", "queue_max_priority": 3}, "above queue_max_priority=3"),
+        ({"queue_type": "classic", "queue_max_priority": 3}, "not within 0 and queue_max_priority=3"),
     ],
 )
 def test_a_priority_that_the_queue_does_not_have(keywords: dict[str, Any], text: str) -> None:
