@@ -11,6 +11,9 @@ from collections.abc import Iterable
 
 import msgspec
 
+from taskq.decoding import decoded
+from taskq.errors import MessageError
+
 #: For how long a revocation is kept, in seconds: longer than its message may still be under way.
 REVOKED_SECONDS = 30 * 86_400.0
 
@@ -46,8 +49,8 @@ _decoder: msgspec.json.Decoder[Control] = msgspec.json.Decoder(Control)
 def decode(data: bytes) -> Control | None:
     """The entry in these bytes; None for one that this version of taskq does not know."""
     try:
-        return _decoder.decode(data)
-    except (msgspec.DecodeError, msgspec.ValidationError):
+        return decoded(_decoder.decode, data, "a control entry")
+    except MessageError:
         return None
 
 

@@ -26,6 +26,8 @@ AHEAD = 500
 SILENCE = 2.0
 #: How long the broker gets for the last removals, and again for what goes back, in seconds.
 SETTLING = 0.1
+#: How long it may take to answer at the end, in seconds.
+GOODBYE = 5.0
 
 
 class AmqpLetters:
@@ -78,7 +80,7 @@ class AmqpLetters:
 
     def close(self) -> None:
         """Let go of the queue; what was removed is gone for good, and the rest is back."""
-        self._connection.deadline = None
+        self._connection.deadline = time.monotonic() + GOODBYE
         with self._guard():
             # A channel forgets the acks that it has not passed on when it closes, and its goodbye comes before the returns.
             while time.monotonic() < self._settled_at + SETTLING:

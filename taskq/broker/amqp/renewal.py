@@ -24,7 +24,7 @@ from taskq.broker.amqp.delivered import Delivered
 from taskq.broker.amqp.outbox import Outbox, Receipt
 from taskq.broker.amqp.properties import decode
 from taskq.broker.amqp.topology import Topology, held_queue, is_held_queue
-from taskq.errors import BrokerError, MessageError
+from taskq.errors import BrokerError, MessageError, MessageTooLarge, UnsupportedFeature
 from taskq.message import Publication
 
 RENEW = 20.0
@@ -144,18 +144,27 @@ class Renewals:
         return held
 
     def _begin(self, message: Delivered, held: str) -> bool:
-        """Publish the copy; False for a message that cannot be read: who is given it dead-letters it, and runs nothing."""
+        """Publish the copy; False for a message that cannot be read: who is given it dead-letters it, and runs nothing.
+
+        False too where somebody else has sent headers that leave no room for one more, or that nobody else can encode.
+        """
+        self._last_number += 1
         try:
             original = decode(message.raw_properties, message.raw_body)
-        except MessageError:
+            copy = Publication(held, original.with_headers(**{RENEWAL: self._last_number}))
+            self._under_way[self._last_number] = _Renewal(message, self._outbox.send([copy]))
+        except (MessageError, MessageTooLarge, UnsupportedFeature):
             return False
-        self._last_number += 1
-        copy = Publication(held, original.with_headers(**{RENEWAL: self._last_number}))
-        self._under_way[self._last_number] = _Renewal(message, self._outbox.send([copy]))
         return True
 
     def _on_copy(self, copy: Delivered) -> None:
-        renewal = self._under_way.get(copy.headers[RENEWAL])
+        try:
+            number = decode(copy.raw_properties, b"").headers[RENEWAL]
+            renewal = self._under_way.get(number)
+        except (MessageError, LookupError, TypeError):
+            # Not ours: as what is left behind in a held queue, it goes on to the lane.
+            self._channel.basic_reject(copy.delivery_tag, requeue=False)
+            return
         if renewal is None:
             copy.ack()
         else:
