@@ -11,6 +11,8 @@ from typing import Any, Literal, NoReturn, overload
 
 import msgspec
 
+from taskq.decoding import UNREADABLE
+from taskq.describe import text_of
 from taskq.errors import ConfigurationError, MaxRetriesExceeded, Retry
 from taskq.retry import RetryPolicy
 
@@ -35,7 +37,7 @@ def past(entries: Any) -> tuple[Past, ...]:
     for entry in entries if isinstance(entries, list) else ():
         try:
             attempts.append(msgspec.convert(entry, Past))
-        except msgspec.ValidationError:
+        except UNREADABLE:
             continue
     return tuple(attempts)
 
@@ -108,6 +110,9 @@ class Attempt(msgspec.Struct, frozen=True):
         ``exc`` is raised, or the error that is being handled, or ``Retry``. With ``throw=False``, a ``Retry`` is returned.
         """
         handled = sys.exception()
+        if exc is not None and not isinstance(exc, BaseException):
+            # Celery's own Retry takes a text first, and so does who is used to it.
+            exc = MaxRetriesExceeded(text_of(exc))
         if self.called_directly:
             raise exc or handled or Retry(countdown=countdown)
         if not self.retry_policy.allows(self.retries, max_retries):

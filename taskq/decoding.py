@@ -11,8 +11,10 @@ from typing import TypeVar
 
 import msgspec
 
+from taskq.describe import text_of
 from taskq.errors import MessageError
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 #: What decoders raise for bytes that cannot be read: ``UnicodeDecodeError`` is a ``ValueError`` and no ``DecodeError``.
@@ -27,8 +29,11 @@ UNREADABLE = (
 )
 
 
-def decoded(decode: Callable[[bytes], T], data: bytes, what: str) -> T:
-    """What ``decode`` makes of these bytes; raises ``MessageError``, which calls them ``what``, for any that it cannot read."""
+def decoded(decode: Callable[[S], T], data: S, what: str) -> T:
+    """What ``decode`` makes of these bytes, or plain values.
+
+    Raises ``MessageError``, which calls them ``what``, for any that it cannot read.
+    """
     try:
         return decode(data)
     except UNREADABLE as error:
@@ -37,4 +42,4 @@ def decoded(decode: Callable[[bytes], T], data: bytes, what: str) -> T:
 
 def unreadable(what: str, error: Exception) -> MessageError:
     """The error that says why ``what`` cannot be read."""
-    return MessageError(f"{what} cannot be read: {type(error).__name__}: {error}")
+    return MessageError(f"{what} cannot be read: {type(error).__name__}: {text_of(error)}")

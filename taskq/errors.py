@@ -6,6 +6,7 @@
     * NotBound                a task that belongs to no app yet was sent
   * ArgumentRefused           an argument that JSON cannot carry faithfully (also a TypeError)
   * MessageTooLarge           the encoded message is over ``max_message_bytes``
+    * ResultTooLarge          a task's encoded return value is over ``max_result_bytes``
   * MessageError              a received message cannot be understood
   * BrokerError
     * BrokerUnreachable       no connection within the deadline, or access refused
@@ -41,6 +42,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from taskq.describe import repr_of, text_of
+
 
 class TaskqError(Exception):
     """The root of everything that taskq raises on purpose."""
@@ -64,6 +67,10 @@ class ArgumentRefused(TaskqError, TypeError):
 
 class MessageTooLarge(TaskqError, ValueError):
     """The encoded message is over ``max_message_bytes``."""
+
+
+class ResultTooLarge(MessageTooLarge):
+    """A task's encoded return value is over ``max_result_bytes``."""
 
 
 class MessageError(TaskqError):
@@ -151,18 +158,23 @@ class Verdict(TaskqError):
 class Retry(Verdict):
     """Raised by a task that is to run again; ``attempt.retry()`` raises it too.
 
-    ``exc`` is the error that made it necessary. It runs after ``countdown`` seconds (None: as the task's policy says), unless
-    that would be more than ``max_retries`` (None: the task's).
+    ``exc`` is the error that made it necessary, or a text that says what did. It runs after ``countdown`` seconds (None: as the
+    task's policy says), unless that would be more than ``max_retries`` (None: the task's).
     """
 
     def __init__(
-        self, exc: BaseException | None = None, countdown: float | None = None, max_retries: int | None = None
+        self, exc: BaseException | str | None = None, countdown: float | None = None, max_retries: int | None = None
     ) -> None:
         if countdown is not None and not math.isfinite(countdown):
             raise ConfigurationError(f"the countdown of a retry must be a number of seconds, not {countdown!r}")
         when = "" if countdown is None else f" in {countdown:g} s"
-        super().__init__(f"retry{when}: {exc!r}" if exc is not None else f"retry{when}")
-        self.exc = exc
+        if exc is None or isinstance(exc, BaseException):
+            self.exc = exc
+            super().__init__(f"retry{when}" if exc is None else f"retry{when}: {repr_of(exc)}")
+        else:
+            # Whoever reads of it in a result makes the same of it again.
+            self.exc = None
+            super().__init__(text_of(exc))
         self.countdown = None if countdown is None else max(0.0, float(countdown))
         self.max_retries = max_retries
 
@@ -174,7 +186,7 @@ class Reject(Verdict):
     """
 
     def __init__(self, reason: str | BaseException | None = "", *, requeue: bool = False) -> None:
-        self.reason = repr(reason) if isinstance(reason, BaseException) else reason or ""
+        self.reason = repr_of(reason) if isinstance(reason, BaseException) else "" if reason is None else text_of(reason)
         self.requeue = requeue
         super().__init__(self.reason)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import msgspec
 
 from taskq.config import masked
+from taskq.describe import traceback_of
 from taskq.output import STANDARD_ERROR, Output
 
 if TYPE_CHECKING:
@@ -224,10 +226,10 @@ def _processors(format: Format) -> list[Processor]:
     """structlog's chain: an event dict in, a line out."""
     from structlog import dev
     from structlog.contextvars import merge_contextvars
-    from structlog.processors import add_log_level, format_exc_info
+    from structlog.processors import add_log_level
 
     if format == "json":
-        return [merge_contextvars, add_log_level, format_exc_info, _render_json]
+        return [merge_contextvars, add_log_level, _with_traceback, _render_json]
     colors = os.isatty(STANDARD_ERROR) and not os.environ.get("NO_COLOR")
     # The default formatter of rich shows local variables: secrets, possibly.
     console = dev.ConsoleRenderer(colors=colors, exception_formatter=dev.plain_traceback)
@@ -237,7 +239,19 @@ def _processors(format: Format) -> list[Processor]:
         event["timestamp"] = event["timestamp"].isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return _line(console(logger, method, event))
 
-    return [merge_contextvars, add_log_level, render]
+    return [merge_contextvars, add_log_level, _with_traceback, render]
+
+
+def _with_traceback(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """The event with the text of its exception, whatever exception that is."""
+    error = event.pop("exc_info", None)
+    if isinstance(error, tuple):
+        error = error[1]
+    elif error is True:
+        error = sys.exception()
+    if isinstance(error, BaseException):
+        event["exception"] = traceback_of(error).rstrip("\n")
+    return event
 
 
 def _in_order(logger: WrappedLogger, event: EventDict) -> EventDict:

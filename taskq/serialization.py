@@ -20,6 +20,8 @@ from uuid import UUID
 
 import msgspec
 
+from taskq.decoding import UNREADABLE
+from taskq.describe import bounded, module_of, name_of, repr_of, text_of
 from taskq.errors import ArgumentRefused, MessageError
 
 _TYPE, _VALUE = "__type__", "__value__"
@@ -85,7 +87,7 @@ def _faithful(value: Any, tuples: bool) -> Any:
 def _faithful_dict(value: dict[Any, Any], tuples: bool) -> dict[str, Any]:
     for key in value:
         if type(key) is not str:
-            raise _Refused(f"JSON has text keys only, and would turn the key {key!r} into text; use str keys")
+            raise _Refused(f"JSON has text keys only, and would turn the key {repr_of(key)} into text; use str keys")
         if not key.isascii():
             _check_unicode(key)
     if value.keys() == {_TYPE, _VALUE}:
@@ -111,14 +113,14 @@ def _check_unicode(text: str) -> None:
 def _way_out(value: Any) -> str:
     """Why a value is refused, with what to send instead."""
     kind = type(value)
-    name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+    name = f"{module_of(kind)}.{name_of(kind)}".removeprefix("builtins.")
     if isinstance(value, enum.Enum):
         hint = "send its .value"
     elif isinstance(value, (set, frozenset, tuple)):
         hint = "send a list"
     elif dataclasses.is_dataclass(value):
         hint = "send dataclasses.asdict() of it"
-    elif hasattr(value, "pk") or hasattr(value, "__table__"):
+    elif hasattr(kind, "pk") or hasattr(kind, "__table__"):
         hint = "send its primary key and load it in the task"
     elif isinstance(value, (str, int, float, list, dict, bytes, datetime, date, time, Decimal, UUID)):
         base = next(base for base in kind.__mro__ if base.__module__ in _STANDARD_MODULES)
@@ -143,24 +145,24 @@ def plain_arguments(
 
 
 def _argument(task: str, label: str, value: Any) -> Any:
-    try:
-        return _faithful(value, tuples=False)
-    except _Refused as refused:
-        where = f", at {refused.path}" if refused.path else ""
-        raise ArgumentRefused(f"argument {label} of task {task!r}{where}: {refused}") from None
-    except RecursionError:
-        raise ArgumentRefused(f"argument {label} of task {task!r} is nested too deeply, or contains itself") from None
+    return _plain(value, f"argument {label} of task {task!r}", tuples=False)
 
 
 def plain_result(value: Any) -> Any:
     """A task's return value as JSON values; tuples become lists. Raises ``ArgumentRefused``."""
+    return _plain(value, "the return value", tuples=True)
+
+
+def _plain(value: Any, what: str, *, tuples: bool) -> Any:
     try:
-        return _faithful(value, tuples=True)
+        return _faithful(value, tuples)
     except _Refused as refused:
-        where = f", at {refused.path}" if refused.path else ""
-        raise ArgumentRefused(f"the return value{where}: {refused}") from None
+        where = f", at {bounded(refused.path)}" if refused.path else ""
+        raise ArgumentRefused(f"{what}{where}: {refused}") from None
     except RecursionError:
-        raise ArgumentRefused("the return value is nested too deeply, or contains itself") from None
+        raise ArgumentRefused(f"{what} is nested too deeply, or contains itself") from None
+    except Exception as error:  # a time zone of the application's, for example
+        raise ArgumentRefused(f"{what} cannot be written as JSON: {repr_of(error)}") from error
 
 
 def _revive(value: dict[str, Any]) -> Any:
@@ -181,8 +183,8 @@ def decode(data: bytes, charset: str | None = "utf-8") -> Any:
             return json.loads(data, object_hook=_revive)
         try:
             return msgspec.json.decode(data)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             # Python's own encoder, which Celery uses, writes NaN and Infinity, which are no JSON.
             return json.loads(data)
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise MessageError(f"the body is not the JSON that taskq speaks: {type(error).__name__}: {error}") from None
+    except UNREADABLE as error:
+        raise MessageError(f"the body is not the JSON that taskq speaks: {name_of(type(error))}: {text_of(error)}") from None

@@ -25,6 +25,7 @@ import msgspec
 
 from taskq.app import TaskQ
 from taskq.config import Settings
+from taskq.describe import LONGEST_TRACEBACK, text_of
 from taskq.errors import TaskqError
 from taskq.schedule import Schedule
 from taskq.workers import blackbox, child
@@ -227,7 +228,7 @@ def main(spec: str, command_line: str, control: int, notes: int, worker: str, pa
     try:
         app = child.load(spec, command_line)
     except TaskqError as error:
-        supervisor.sendall(msgspec.json.encode(Failed(str(error))) + b"\n")
+        supervisor.sendall(msgspec.json.encode(Failed(text_of(error, LONGEST_TRACEBACK))) + b"\n")
         return 1
     zygote = Zygote(app, supervisor, notes, worker, (spec, command_line))
     # A supervisor that ends may leave reports of ours unread, which resets the socket instead of closing it.

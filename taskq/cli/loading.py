@@ -9,11 +9,11 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import traceback
 from types import ModuleType, TracebackType
 from typing import Any
 
 from taskq import TaskQ
+from taskq.describe import traceback_of
 from taskq.errors import ConfigurationError, TaskqError
 
 
@@ -51,7 +51,7 @@ def _import(name: str) -> ModuleType:
         where = _past_import_machinery(error.__traceback__)
         if isinstance(error, ModuleNotFoundError) and where is None:
             raise ConfigurationError(f"there is no module {error.name!r} in {os.getcwd()} or on Python's path") from None
-        text = "".join(traceback.format_exception(type(error), error.with_traceback(where), where)).rstrip()
+        text = traceback_of(error.with_traceback(where)).rstrip()
         raise ConfigurationError(f"the module {name!r} failed while it was imported:\n\n{text}") from None
 
 

@@ -73,7 +73,7 @@ def test_the_command_line_is_imported_by_nothing_but_itself_and_by_the_worker_to
 @pytest.mark.parametrize(
     ("lower", "higher"),
     [
-        ("taskq.errors", ("taskq",)),
+        ("taskq.describe", ("taskq",)),
         ("taskq.message", ("taskq",)),
         ("taskq.serialization", ("taskq.app", "taskq.task", "taskq.broker", "taskq.results", "taskq.workers", "taskq.cli")),
         ("taskq.config", ("taskq.app", "taskq.task", "taskq.broker", "taskq.results", "taskq.workers", "taskq.cli")),
@@ -90,7 +90,12 @@ def test_what_lies_lower_does_not_know_what_lies_higher(lower: str, higher: tupl
 
 
 @pytest.mark.parametrize(
-    ("low", "known"), [("taskq.retry", {"taskq.errors"}), ("taskq.attempt", {"taskq.errors", "taskq.retry"})]
+    ("low", "known"),
+    [
+        ("taskq.errors", {"taskq.describe"}),
+        ("taskq.retry", {"taskq.errors"}),
+        ("taskq.attempt", {"taskq.decoding", "taskq.describe", "taskq.errors", "taskq.retry"}),
+    ],
 )
 def test_what_tasks_are_told_lies_low(low: str, known: set[str]) -> None:
     [module] = [module for module in modules("taskq") if module.name == low]
