@@ -47,7 +47,7 @@ _decoder: msgspec.json.Decoder[Control] = msgspec.json.Decoder(Control)
 
 
 def decode(data: bytes) -> Control | None:
-    """The entry in these bytes; None for one that this version of taskq does not know."""
+    """The entry in these bytes; None for one that this version of taskq does not know, or that is none."""
     try:
         return decoded(_decoder.decode, data, "a control entry")
     except MessageError:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from taskq.decoding import decoded
 from taskq.results.store import ResultStore
 from taskq.step import CHAIN, CHORD, GROUP, Step
 
@@ -36,6 +37,9 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.steps[-1].result_id if self.kind in (CHAIN, CHORD) else self.id
 
 
+_decode = msgspec.json.Decoder(Plan).decode
+
+
 def plan_of(step: Step) -> Plan:
     """The plan of a step that is in order."""
     match step.subtask_type:
@@ -62,10 +66,13 @@ def keep(step: Step, store: ResultStore, ttl: float) -> None:
 
 
 def find(task_id: str, store: ResultStore) -> Plan | None:
-    """The plan of the workflow with this root or result, or of which this task, which has ended, is a part."""
+    """The plan of the workflow with this root or result, or of which this task, which has ended, is a part.
+
+    Raises ``BrokerError`` and ``MessageError``.
+    """
     document = store.document(PLAN.format(task_id))
     if document is None:
         [record] = store.fetch([task_id])
-        root = None if record is None else msgspec.json.decode(record.meta).get("root_id")
+        root = None if record is None else record.described().get("root_id")
         document = None if root is None else store.document(PLAN.format(root))
-    return None if document is None else msgspec.json.decode(document, type=Plan)
+    return None if document is None else decoded(_decode, document, f"the plan of {task_id}")

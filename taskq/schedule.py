@@ -18,14 +18,18 @@ from zoneinfo import ZoneInfo, available_timezones
 
 import msgspec
 
+from taskq import log
 from taskq.compose import NOBODY
 from taskq.cron import Crontab, cron
-from taskq.errors import ConfigurationError
+from taskq.decoding import decoded
+from taskq.errors import ConfigurationError, MessageError
 from taskq.launch import launch
 from taskq.message import TICK, TICK_COPY
 from taskq.results.ledger import Ledger
 from taskq.signature import Canvas
 from taskq.step import Step
+
+logger = log.get_logger("taskq.schedule")
 
 #: What becomes of missed ticks: none of them is sent, only the latest, or each.
 Misfire = Literal["skip", "latest", "all"]
@@ -166,11 +170,23 @@ def entry_key(app: str, schedule: str) -> str:
     return f"schedule {app}/{schedule}"
 
 
+_decode_state = msgspec.json.Decoder(State).decode
+
+
+def state_of(entry: bytes) -> State | None:
+    """The state that stands in the ledger; None for what cannot be read, as if nothing stood there."""
+    try:
+        return decoded(_decode_state, entry, "the state of a schedule")
+    except MessageError as error:
+        logger.warning("schedule_state_unreadable", error=str(error))
+        return None
+
+
 def last_sent(ledger: Ledger, app: str, schedules: Iterable[str]) -> dict[str, datetime]:
     """Of those schedules that have been sent, the nominal time of the last tick."""
     keys = {entry_key(app, name): name for name in schedules}
-    states = {keys[key]: msgspec.json.decode(entry, type=State) for key, entry in ledger.read(list(keys)).items()}
-    return {name: state.sent for name, state in states.items() if state.sent is not None}
+    states = {keys[key]: state_of(entry) for key, entry in ledger.read(list(keys)).items()}
+    return {name: state.sent for name, state in states.items() if state is not None and state.sent is not None}
 
 
 def due(schedule: Schedule, last: datetime, attended: datetime, now: datetime) -> list[datetime]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from taskq.decoding import UNREADABLE, unreadable
 from taskq.errors import MessageError
 
 TASK, CHAIN, GROUP, CHORD = None, "chain", "group", "chord"
@@ -92,8 +93,8 @@ def step_of(value: Any) -> Step:
         return value
     try:
         step = msgspec.convert(value, Step)
-    except msgspec.ValidationError as error:
-        raise MessageError(f"this is no step of a workflow: {error}") from None
+    except UNREADABLE as error:
+        raise unreadable("a step of a workflow", error) from None
     if step.subtask_type is None and step.task in _KINDS:
         return msgspec.structs.replace(step, subtask_type=_KINDS[step.task])
     return step

@@ -10,6 +10,8 @@ import msgspec
 
 from taskq.attempt import Attempt, past
 from taskq.broker.interface import Delivery
+from taskq.decoding import decoded
+from taskq.describe import repr_of
 from taskq.errors import MessageError
 from taskq.launch import FAILURE, Failed
 from taskq.message import ALONE, DELIVERIES, HISTORY, JSON, RETURNS, Message
@@ -19,6 +21,8 @@ from taskq.serialization import decode
 from taskq.step import NOTHING_FOLLOWS, Embed
 from taskq.task import Task
 from taskq.workers.ending import check, read_embed
+
+_TEXT, _NUMBER = str | None, int | None
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -44,6 +48,13 @@ def read_call(message: Message, delivery: Delivery, policy: RetryPolicy) -> Call
     task_id, task = headers.get("id"), headers.get("task")
     if not isinstance(task_id, str) or not isinstance(task, str):
         raise MessageError("the headers 'id' and 'task' are missing: this is no message of Celery's protocol 2")
+    root_id, parent_id, index = headers.get("root_id"), headers.get("parent_id"), headers.get("group_index")
+    for name, value, kind in (("root_id", root_id, _TEXT), ("parent_id", parent_id, _TEXT), ("group_index", index, _NUMBER)):
+        if not isinstance(value, kind) or value is True or value is False:
+            raise MessageError(f"the header {name!r} is {repr_of(value)}, which it cannot be")
+    for text in (task_id, task, root_id, parent_id):
+        if text and not text.isascii():
+            _check_unicode(text)
     deliveries = message.count(DELIVERIES)
     may_have_begun = delivery.redelivered or ALONE in headers or RETURNS in headers
     attempt = Attempt(
@@ -54,8 +65,8 @@ def read_call(message: Message, delivery: Delivery, policy: RetryPolicy) -> Call
         crashes=message.crashes,
         deliveries=deliveries,
         redelivered=may_have_begun or deliveries > 0,
-        root_id=headers.get("root_id"),
-        parent_id=headers.get("parent_id"),
+        root_id=root_id,
+        parent_id=parent_id,
         headers=headers,
         history=past(headers.get(HISTORY)),
         retry_policy=policy,
@@ -71,6 +82,13 @@ def read_call(message: Message, delivery: Delivery, policy: RetryPolicy) -> Call
         time_limit,
         soft_time_limit,
     )
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise MessageError(f"{text!a} holds a lone surrogate, which UTF-8 cannot carry") from None
 
 
 class Arguments(NamedTuple):
@@ -105,6 +123,10 @@ def read_arguments(message: Message, chords: bool) -> Arguments:
     raise MessageError("the body is not [args, kwargs, embed]")
 
 
+def _failed(header: Any) -> Failed:
+    return msgspec.convert(header, Failed)
+
+
 def with_failure(arguments: Arguments, message: Message, task: Task[..., Any]) -> Arguments:
     """The arguments of an errback: the failed task's id, or, as with Celery's newer ones, request, exception and traceback.
 
@@ -112,10 +134,7 @@ def with_failure(arguments: Arguments, message: Message, task: Task[..., Any]) -
     """
     if FAILURE not in message.headers or not arguments.args or not task.takes(len(arguments.args) + 2):
         return arguments
-    try:
-        failed = msgspec.convert(message.headers[FAILURE], Failed)
-    except msgspec.ValidationError as error:
-        raise MessageError(f"the header {FAILURE!r} tells of no failure: {error}") from None
+    failed = decoded(_failed, message.headers[FAILURE], f"the failure in the header {FAILURE!r}")
     request = Attempt(failed.id, failed.task)
     exception = rebuilt({"status": failed.status, "result": failed.failure, "traceback": failed.traceback})
     return arguments._replace(args=[request, exception, failed.traceback, *arguments.args[1:]])
@@ -128,14 +147,14 @@ def _limits(value: Any) -> tuple[float | None, float | None]:
             return None, None
         case [hard, soft]:
             return _limit(hard), _limit(soft)
-    raise MessageError(f"the header 'timelimit' is {value!r}, not [hard, soft]")
+    raise MessageError(f"the header 'timelimit' is {repr_of(value)}, not [hard, soft]")
 
 
 def _limit(value: Any) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-        raise MessageError(f"{value!r} is no time limit in seconds")
+        raise MessageError(f"{repr_of(value)} is no time limit in seconds")
     return float(value) or None
 
 
@@ -147,4 +166,4 @@ def _moment(value: Any) -> float | None:
         moment = datetime.fromisoformat(value)
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (TypeError, ValueError, OverflowError):
-        raise MessageError(f"{value!r} is no ISO 8601 moment") from None
+        raise MessageError(f"{repr_of(value)} is no ISO 8601 moment") from None

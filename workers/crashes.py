@@ -17,11 +17,9 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import msgspec
-
 from taskq import log
 from taskq.config import Settings
-from taskq.decoding import decoded
+from taskq.errors import MessageError
 from taskq.launch import Route
 from taskq.message import ALONE, CRASHES, RETURNS, SUSPECTED, Message
 from taskq.results.store import Record
@@ -36,17 +34,6 @@ SUSPICIOUS = 5
 Reason = Literal["time limit", "memory limit", "revoked"]
 
 logger = log.get_logger("taskq.crashes")
-
-
-class _Begun(msgspec.Struct):
-    retries: int = 0
-
-
-class _Beginning(msgspec.Struct):
-    result: _Begun
-
-
-_BEGINNING: msgspec.json.Decoder[_Beginning] = msgspec.json.Decoder(_Beginning)
 
 
 class Blame(enum.Enum):
@@ -150,7 +137,7 @@ class Coroner:
         if record is not None and _begun_once_by(record) == message.count("retries"):
             detail = "its worker vanished after the task had begun, and it runs at most once"
             return self._dead(queue, message, "lost", detail, End(Death()), kind="WorkerLost")
-        if record is not None and record.is_end and runs_at_most_once(record):
+        if record is not None and record.is_end and _ran_at_most_once(record):
             # It has ended, and only the ack was lost; or its chord has yet to count it.
             return counted(Outcome("succeeded"), message, record, self._route)
         proven = orphaned or begun
@@ -211,6 +198,17 @@ def _about(queue: str, message: Message) -> dict[str, Any]:
 
 def _begun_once_by(record: Record) -> int | None:
     """How many retries the task had had when it began; None unless it has begun, and must not begin twice."""
-    if record.status != "STARTED" or not runs_at_most_once(record):
+    if record.status != "STARTED" or not _ran_at_most_once(record):
         return None
-    return decoded(_BEGINNING.decode, record.meta, "the record of a task that has begun").result.retries
+    about = record.described().get("result")
+    retries = about.get("retries") if isinstance(about, dict) else None
+    return retries if isinstance(retries, int) else None
+
+
+def _ran_at_most_once(record: Record) -> bool:
+    try:
+        return runs_at_most_once(record)
+    except MessageError as error:
+        # Somebody else has written it, and it says nothing.
+        logger.warning("result_unreadable", task_id=record.id, error=str(error))
+        return False

@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-import msgspec
-
 from taskq.broker.pidbox import Clock
 from taskq.message import DEAD_DETAIL, DEAD_REASON, DEAD_TRACEBACK, HISTORY, Message
 from taskq.workers.outcome import Outcome
@@ -76,7 +74,7 @@ class Chronicle:
         """The kind of event and what it says; None for an end that is none to Celery, as of what is only passed on."""
         match outcome.event:
             case "succeeded":
-                result = self._painter.result(outcome.record.meta) if outcome.record is not None else None
+                result = self._painter.result(outcome.record) if outcome.record is not None else None
                 end = ("succeeded", {"result": result, "runtime": happening.seconds})
             case "failed":
                 end = ("failed", _failure(outcome))
@@ -107,7 +105,7 @@ def _failure(outcome: Outcome) -> dict[str, Any]:
     """The exception in the outcome's record; unknown where no results are kept."""
     if outcome.record is None:
         return {"exception": "unknown: no results are kept", "traceback": None}
-    meta = msgspec.json.decode(outcome.record.meta)
+    meta = outcome.record.described()
     error = meta.get("result") or {}
     arguments = ", ".join(map(repr, error.get("exc_message") or ()))
     return {"exception": cut(f"{error.get('exc_type')}({arguments})"), "traceback": meta.get("traceback")}

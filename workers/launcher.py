@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from taskq.decoding import decoded
 from taskq.workers import blackbox
 from taskq.workers.zygote import START, Ready, Report
 
@@ -72,7 +73,7 @@ class Launcher:
                 cwd=folder if folder and os.path.isdir(folder) else None,
             )
         self._buffer = b""
-        self._decoder = msgspec.json.Decoder(Report)
+        self._decode = msgspec.json.Decoder(Report).decode
         self.lost = False
         #: The tasks of the application that it has imported, in the order in which its children number them.
         self.tasks: tuple[str, ...] = ()
@@ -82,14 +83,17 @@ class Launcher:
         return self.control.fileno()
 
     def reports(self) -> list[Report]:
-        """What the zygote has to say; sets ``lost`` when it is gone."""
+        """What the zygote has to say; sets ``lost`` when it is gone.
+
+        Raises ``MessageError`` for what is no report, as of a zygote whose taskq was updated on the disk.
+        """
         try:
             chunk = self.control.recv(_CHUNK)
         except ConnectionResetError:
             chunk = b""
         self.lost = not chunk
         *lines, self._buffer = (self._buffer + chunk).split(b"\n")
-        reports = [self._decoder.decode(line) for line in lines]
+        reports = [decoded(self._decode, line, "what the zygote reports") for line in lines]
         for report in reports:
             if isinstance(report, Ready):
                 self.tasks = report.tasks

@@ -14,6 +14,8 @@ import uuid
 import msgspec
 
 from taskq import log
+from taskq.decoding import decoded
+from taskq.errors import MessageError
 from taskq.results.ledger import Change, Ledger
 
 #: How often the leader renews its entry, and the others look at it, in seconds.
@@ -34,6 +36,18 @@ class Lease(msgspec.Struct, frozen=True):
     holder: str
     renewed: float
     attended: float
+
+
+_decode = msgspec.json.Decoder(Lease).decode
+
+
+def _lease(standing: bytes) -> Lease | None:
+    """The lease that stands; None for what cannot be read, which nobody holds."""
+    try:
+        return decoded(_decode, standing, "the lease of the schedules")
+    except MessageError as error:
+        logger.warning("lease_unreadable", error=str(error))
+        return None
 
 
 class Leadership:
@@ -78,7 +92,7 @@ class Leadership:
                 return True
             self._held = None
         standing = ledger.read([self._key]).get(self._key)
-        lease = None if standing is None else msgspec.json.decode(standing, type=Lease)
+        lease = None if standing is None else _lease(standing)
         if lease is not None and self._is_alive(lease, standing, now, clock):
             return False
         attended = self.attended if lease is None else self._inherited(lease, now)

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from taskq.broker.interface import Decode
 from taskq.errors import MessageError
 from taskq.message import Message, undecodable
+from taskq.results.store import Record
 from taskq.serialization import decode
 from taskq.workers.snapshot import Child
 from taskq.workers.tap import Held, wall
@@ -75,9 +74,9 @@ class Painter:
             shown = [text if isinstance(text, str) else repr(value) for text, value in zip(shown, own, strict=True)]
         return cut(str(shown[0])), cut(str(shown[1]))
 
-    def result(self, meta: bytes) -> str:
+    def result(self, record: Record) -> str:
         """What a task has returned, out of its record."""
-        return cut(repr(msgspec.json.decode(meta).get("result"))) if self._show else HIDDEN
+        return cut(repr(record.described().get("result"))) if self._show else HIDDEN
 
 
 def cut(text: str, longest: int = LONGEST) -> str:

@@ -40,7 +40,7 @@ from taskq.launch import Follow, launch
 from taskq.results import open_store
 from taskq.results.ledger import UNDECIDED, Change, Ledger, tick_entry
 from taskq.results.store import ResultStore
-from taskq.schedule import Schedule, State, Tick, due, entry_key
+from taskq.schedule import Schedule, State, Tick, due, entry_key, state_of
 from taskq.workers.leader import RENEW, Leadership
 
 #: How long connecting, and publishing, may take, in seconds: less than a leader may be silent.
@@ -144,7 +144,7 @@ class Entry:
     def wrote(self, written: bytes | None) -> None:
         """What has just been written into the ledger."""
         self.written = written
-        self.state = None if written is None else msgspec.json.decode(written, type=State)
+        self.state = None if written is None else state_of(written)
 
 
 class Scheduler:

@@ -24,6 +24,7 @@ from typing import Any, Self
 import msgspec
 
 from taskq.broker.interface import Line
+from taskq.decoding import UNREADABLE
 from taskq.errors import MessageError
 from taskq.message import JSON, Message
 from taskq.serialization import decode
@@ -135,7 +136,7 @@ class Mailbox:
             if message.content_type != JSON:
                 return
             command = msgspec.convert(decode(message.body, message.content_encoding), Command)
-        except (MessageError, msgspec.ValidationError):
+        except (MessageError, *UNREADABLE):
             return
         if command.means(self._node):
             self._arrived.append(command)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import click
-import msgspec
 from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
@@ -58,7 +57,7 @@ def show(app: TaskQ, task_id: str, as_json: bool) -> None:
 
 
 def _state(record: Record) -> dict[str, Any]:
-    meta = msgspec.json.decode(record.meta)
+    meta = record.described()
     state: dict[str, Any] = {"status": record.status}
     if record.status == "STARTED":
         about = meta["result"]

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from taskq.decoding import decoded
 from taskq.errors import MessageError, ResultTimeout
 from taskq.results.handle import AsyncResult
 
@@ -113,7 +114,7 @@ class GroupResult(Generic[R]):
 
 def restored(document: bytes, result: Callable[[str], AsyncResult[Any]]) -> GroupResult[Any]:
     """The group result in a document that was saved; raises ``MessageError``."""
-    match msgspec.json.decode(document):
+    match decoded(msgspec.json.decode, document, "the saved group"):
         case {"result": [[str() as group_id, _], [*members]]}:
             return GroupResult(group_id, [result(task_id) for task_id in map(_member_id, members)])
     raise MessageError("the document is no saved group")

@@ -7,7 +7,6 @@ our workers reply to Celery's clients, and Celery's workers to ours.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import threading
 import time
@@ -19,10 +18,11 @@ import msgspec
 
 from taskq import log
 from taskq.decoding import UNREADABLE
-from taskq.errors import UnsupportedFeature
+from taskq.errors import MessageError, UnsupportedFeature
 from taskq.message import Message, Publication
 from taskq.results.ledger import Ledger
 from taskq.results.store import Chords, Condition, Leave, Record, Status
+from taskq.serialization import decode
 
 #: How many results that nobody has asked for are kept, the latest; and of those that somebody has.
 MOST_UNREAD = 100_000
@@ -63,13 +63,10 @@ class _Meta(msgspec.Struct):
 def _record(task_id: str, body: bytes) -> Record | None:
     """What a reply says; None if that is nothing that we know, since anybody may write to the queue."""
     try:
-        meta = msgspec.json.decode(body, type=_Meta)
-    except UNREADABLE:
-        try:
-            # Python's own encoder, which Celery uses, writes NaN and Infinity, which are no JSON.
-            meta = msgspec.convert(json.loads(body), _Meta)
-        except UNREADABLE:
-            return None
+        # Read as Python writes it, since Celery's NaN and Infinity are no JSON.
+        meta = msgspec.convert(decode(body), _Meta)
+    except (MessageError, *UNREADABLE):
+        return None
     # Celery's workers also tell of what is neither a beginning nor an end.
     return Record(task_id, cast(Status, meta.status), body, meta.attempt) if meta.status in _STATUSES else None
 

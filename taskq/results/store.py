@@ -6,10 +6,11 @@ The formats are Celery's (https://docs.celeryq.dev/en/stable/internals/protocol.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
+from taskq.decoding import decoded
 from taskq.results.ledger import Ledger
 
 Status = Literal["UNKNOWN", "PENDING", "STARTED", "SUCCESS", "FAILURE", "REVOKED", "IGNORED"]
@@ -50,6 +51,13 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     def is_end(self) -> bool:
         """Whether the task has ended."""
         return self.status != "STARTED"
+
+    def described(self) -> dict[str, Any]:
+        """What the record says, in plain JSON values; raises ``MessageError`` for what somebody else has written."""
+        return decoded(_decode, self.meta, f"the result of {self.id}")
+
+
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True):

@@ -35,6 +35,21 @@ def test_a_function_fits_on_a_screen(module: Module) -> None:
     assert too_long == {}
 
 
+def test_whatever_cannot_be_read_is_caught_whole() -> None:
+    partly = {"DecodeError", "ValidationError", "UnicodeDecodeError"}
+    caught = {
+        (module.name, handler.lineno)
+        for module in modules("taskq")
+        for handler in ast.walk(module.tree)
+        if isinstance(handler, ast.ExceptHandler) and handler.type is not None
+        for node in ast.walk(handler.type)
+        if isinstance(node, ast.Attribute | ast.Name) and ast.unparse(node).removeprefix("msgspec.") in partly
+    }
+    # There, text that is no UTF-8 is something else than an error.
+    meant = {"taskq.serialization", "taskq.broker.amqp.properties"}
+    assert {found for found in caught if found[0] not in meant} == set(), "catch decoding.UNREADABLE, or use decoding.decoded"
+
+
 def test_public_names_are_sorted_and_there() -> None:
     assert taskq.__all__ == sorted(taskq.__all__)
     assert all(hasattr(taskq, name) for name in taskq.__all__)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
+from taskq.decoding import UNREADABLE
+from taskq.describe import text_of
 from taskq.errors import MessageError, UnsupportedFeature
 from taskq.message import Message
 
@@ -48,8 +50,8 @@ def decode(properties: bytes, body: bytes) -> Message:
     """The message of a delivery. Raises ``MessageError`` for properties that are not AMQP's."""
     try:
         return _decode(properties, body)
-    except (IndexError, KeyError, ValueError, struct.error, RecursionError) as error:
-        raise MessageError(f"the message's properties are not valid AMQP: {error}") from error
+    except (*UNREADABLE, struct.error) as error:
+        raise MessageError(f"the message's properties are not valid AMQP: {text_of(error)}") from error
 
 
 def _decode(buffer: bytes, body: bytes) -> Message:

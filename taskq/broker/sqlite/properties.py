@@ -6,12 +6,13 @@ The names are those of Kombu's virtual transports, and values that JSON has no w
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 from kombu.utils.json import JSONEncoder, loads
 
 from taskq.decoding import UNREADABLE, decoded
+from taskq.describe import bounded
 from taskq.errors import MessageError
 from taskq.message import Message
 
@@ -33,6 +34,7 @@ class _Identity(msgspec.Struct):
     properties: _Correlation
 
 
+_PRIORITY, _TEXT = int | None, str | None
 _PLAIN = frozenset({str, int, bool, type(None)})
 _encode = JSONEncoder(separators=(",", ":")).encode
 _decode_plain = msgspec.json.Decoder(Envelope).decode
@@ -84,15 +86,17 @@ def _decode_marked(properties: bytes) -> Envelope:
 def decode(properties: bytes, body: bytes) -> Message:
     """The message of a delivery; raises ``MessageError`` for properties that cannot be read."""
     read = envelope(properties)
-    named = read.properties
+    priority, task_id, reply_to = map(read.properties.get, ("priority", "correlation_id", "reply_to"))
+    if not (isinstance(priority, _PRIORITY) and isinstance(task_id, _TEXT) and isinstance(reply_to, _TEXT)):
+        raise MessageError(f"the message's properties cannot be understood: {bounded(repr(read.properties))}")
     return Message(
         headers=read.headers,
         body=body,
         content_type=read.content_type,
         content_encoding=read.content_encoding,
-        priority=cast("int | None", named.get("priority")),
-        correlation_id=named.get("correlation_id"),
-        reply_to=named.get("reply_to"),
+        priority=priority,
+        correlation_id=task_id,
+        reply_to=reply_to,
     )
 
 

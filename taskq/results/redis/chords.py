@@ -21,7 +21,8 @@ from typing import Any, cast
 
 import msgspec
 
-from taskq.decoding import UNREADABLE
+from taskq.decoding import decoded
+from taskq.errors import MessageError
 from taskq.results.redis.connection import Server, milliseconds, raw, readable
 from taskq.results.store import CHORD_SECONDS, CLAIM_SECONDS, Barrier, Gathering, Part, Status
 
@@ -131,6 +132,9 @@ def _key(chord: str) -> bytes:
     return raw(PREFIX + chord)
 
 
+_decode_entry = msgspec.json.Decoder(tuple[int, str, str, msgspec.Raw]).decode
+
+
 def _entry(part: Part) -> bytes:
     return msgspec.json.encode([1, readable(part.id), part.status, msgspec.Raw(part.result)])
 
@@ -143,8 +147,8 @@ def _gathering(chord: str, state: bytes, entries: Sequence[bytes] = (), shape: b
 def _member(chord: str, entry: bytes, index: float) -> Part:
     place = None if math.isinf(index) else int(index)
     try:
-        _, member, status, result = msgspec.json.decode(entry, type=tuple[int, str, str, msgspec.Raw])
-    except UNREADABLE:
+        _, member, status, result = decoded(_decode_entry, entry, "the end of a member")
+    except MessageError:
         # A chord has to end all the same.
         return Part(chord, place, "", "FAILURE", msgspec.json.encode(not_json("the end of a member")))
     return Part(chord, place, member, cast(Status, status), bytes(result))

@@ -13,7 +13,8 @@ from typing import Any, cast
 
 import msgspec
 
-from taskq.decoding import UNREADABLE
+from taskq.decoding import decoded
+from taskq.errors import MessageError
 from taskq.results.ledger import Ledger
 from taskq.results.redis.chords import RedisChords, not_json
 from taskq.results.redis.connection import Server, milliseconds, raw, readable
@@ -113,6 +114,9 @@ class _Head(msgspec.Struct):
 
     status: str
     attempt: int | None = None
+
+
+_decode_head = msgspec.json.Decoder(_Head).decode
 
 
 class RedisResults:
@@ -222,8 +226,8 @@ class RedisResults:
 
 def _record(task_id: str, meta: bytes) -> Record:
     try:
-        head = msgspec.json.decode(meta, type=_Head)
-    except UNREADABLE:
+        head = decoded(_decode_head, meta, "the record")
+    except MessageError:
         failure = not_json(f"the result of {task_id!a}")
         described = {"task_id": readable(task_id), "status": "FAILURE", "result": failure, "traceback": None}
         return Record(task_id, "FAILURE", msgspec.json.encode(described))
