@@ -75,6 +75,9 @@ class Settings:
     default_queue: str = _setting("default", "the queue of tasks that name none")
     publish_timeout: float = _setting(5.0, "seconds for connect, declare, publish and confirm together")
     max_message_bytes: int = _setting(1_048_576, "largest encoded message in bytes; larger ones are refused at the call")
+    max_result_bytes: Size = _setting(  # noqa: RUF009  # a field, as the others
+        16_777_216, "largest encoded return value in bytes (16M); a task that returns a larger one fails"
+    )
     queue_type: Literal["quorum", "classic"] = _setting(
         "quorum", "RabbitMQ queue type; classic shares queues with a Celery fleet"
     )
@@ -181,6 +184,15 @@ def load(
     return _checked({**DEFAULTS, **values}, sources)
 
 
+_ABOVE_ZERO = (
+    "publish_timeout",
+    "max_message_bytes",
+    "max_result_bytes",
+    "result_ttl",
+    "max_crashes",
+    "prefetch",
+    "delivery_limit",
+)
 _FROM_ZERO = (
     "concurrency",
     "grace",
@@ -206,7 +218,7 @@ def _checked(values: dict[str, Any], sources: dict[str, Source]) -> Settings:
         _check_scheme("backend", values["backend"], BACKEND_SCHEMES)
     if values["backend"].startswith("rpc:") and values["broker"].startswith("sqlite:"):
         raise ConfigurationError("backend='rpc://' needs an amqp:// broker: results go back through its reply queues")
-    for name in ("publish_timeout", "max_message_bytes", "result_ttl", "max_crashes", "prefetch", "delivery_limit"):
+    for name in _ABOVE_ZERO:
         if values[name] <= 0:
             raise ConfigurationError(f"{name} must be above 0, not {values[name]}")
     for name in _FROM_ZERO:

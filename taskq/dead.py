@@ -44,6 +44,8 @@ REASONS = (
     "rejected",
     "undecodable",
     "unknown task",
+    "follow-up refused",
+    "internal error",
     "delivery limit",
 )
 #: The reason of a letter that gives none.

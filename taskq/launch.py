@@ -14,6 +14,8 @@ import msgspec
 
 from taskq import log
 from taskq.compose import OPTION_NAMES, Family, compose
+from taskq.decoding import UNREADABLE
+from taskq.describe import LONGEST_IN_HEADERS, bounded, shortened
 from taskq.errors import ConfigurationError, MessageError
 from taskq.message import Message, Publication
 from taskq.results.store import Barrier, Part, Status
@@ -24,9 +26,6 @@ from taskq.step import CHAIN, CHORD, Embed, Step, chain_of, chord_of, derived, s
 Route = Callable[[str], str]
 #: A failed task's errback finds here what failed, how, and where; see ``Failed``.
 FAILURE = "tq-failure"
-#: How much of a traceback an errback is told, in characters: headers have to fit into one frame of AMQP.
-LONGEST_TRACEBACK = 16_384
-
 
 logger = log.get_logger("taskq.workflow")
 
@@ -101,7 +100,7 @@ def gathered(member: Member, parts: Sequence[Part], route: Route, now: float, *,
         launcher.launch(body, [_values(parts, shape)], [])
         return launcher.follow()
     described = decode_plain(bad.result)
-    text = f"Dependency {bad.id} raised {_as_raised(described)}"
+    text = bounded(f"Dependency {bad.id} raised {_as_raised(described)}")
     failure = {"exc_type": "ChordError", "exc_message": [text], "exc_module": "celery.exceptions"}
     launcher.abandon(body, Failed(body.id or "", body.task, "FAILURE", failure), call=True)
     return launcher.follow()
@@ -113,7 +112,7 @@ def _values(parts: Sequence[Part], shape: bytes | None) -> list[Any]:
     if shape is not None:
         try:
             return [_nested(child, values) for child in msgspec.json.decode(shape)[1]]
-        except (LookupError, TypeError, ValueError):
+        except UNREADABLE:
             logger.warning("chord_shape_unreadable", chord=parts[0].chord)
     return [decode_plain(part.result) for part in parts]
 
@@ -206,7 +205,7 @@ class _Launcher:
 
     def call(self, errbacks: Sequence[Step], failure: Failed) -> None:
         """Tell these of the failure; they get the failed task's id before their own arguments, as in Celery."""
-        cut = msgspec.structs.replace(failure, traceback=failure.traceback and failure.traceback[-LONGEST_TRACEBACK:])
+        cut = msgspec.structs.replace(failure, traceback=failure.traceback and shortened(failure.traceback, LONGEST_IN_HEADERS))
         for number, errback in enumerate(errbacks):
             step = settled(errback, derived(failure.id, f"error {number}"))
             try:
@@ -331,7 +330,7 @@ def decode_plain(data: bytes) -> Any:
     """JSON values as they are written, types unmarked, so that they are written again as they were."""
     try:
         return msgspec.json.decode(data)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         # Celery writes NaN, which is no JSON.
         return decode(data)
 

@@ -22,7 +22,7 @@ from taskq import log
 from taskq.app import TaskQ
 from taskq.broker import decoder
 from taskq.cli.loading import load_app
-from taskq.errors import SoftTimeLimitExceeded, Terminated
+from taskq.errors import MessageError, SoftTimeLimitExceeded, Terminated
 from taskq.results.store import Record
 from taskq.workers import blackbox
 from taskq.workers.execute import Executor
@@ -57,7 +57,7 @@ def prepare(app: TaskQ, worker: str) -> Executor:
 
 
 class Supervised:
-    """What a task's run needs of this process; see ``taskq.workers.execute.Surroundings``.
+    """What a task's run needs of this process; see ``taskq.workers.surroundings``.
 
     ``tasks`` are the names that the supervisor knows tasks by, in its order.
     """
@@ -132,8 +132,13 @@ def main(execute: Executor, pipe: socket.socket, note: Note) -> None:
             pipe.sendall(pack_report(number, SKIPPED))
         else:
             elapsed = max(1, min(int((monotonic() - started) * 1e6), 0xFFFFFFFF)) if surroundings.ran else 0
+            try:
+                report = pack_report(number, DONE, elapsed, outcome, surroundings.task, surroundings.waited)
+            except MessageError as error:
+                outcome = execute.unreportable(delivery, error)
+                report = pack_report(number, DONE, elapsed, outcome, surroundings.task, surroundings.waited)
             # The outcome first: a death between the two lines must not blame the task that has just ended.
-            pipe.sendall(pack_report(number, DONE, elapsed, outcome, surroundings.task, surroundings.waited))
+            pipe.sendall(report)
         note.end()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from taskq import log
-from taskq.decoding import decoded
+from taskq.decoding import UNREADABLE, decoded
 from taskq.errors import ConfigurationError, MessageError
 from taskq.launch import Failed, Follow, Member, Route, failed, gathered, succeeded
 from taskq.message import Message
@@ -37,6 +37,10 @@ _PARTS: msgspec.json.Decoder[tuple[msgspec.Raw, msgspec.Raw, Embed]] = msgspec.j
 )
 
 
+def _convert(embed: dict[str, Any]) -> Embed:
+    return msgspec.convert(embed, Embed)
+
+
 def read_embed(message: Message) -> Embed:
     """What the message says of what follows; raises ``MessageError`` where it makes no sense.
 
@@ -44,14 +48,12 @@ def read_embed(message: Message) -> Embed:
     """
     try:
         return _PARTS.decode(message.body)[2]
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
+        # Written in another charset, or with Python's NaN: the slower decoder reads both, or says what is wrong.
         pass
     match decode(message.body, message.content_encoding):
         case [_, _, dict() as embed]:
-            try:
-                return msgspec.convert(embed, Embed)
-            except msgspec.ValidationError as error:
-                raise MessageError(f"what is to follow the task cannot be understood: {error}") from None
+            return decoded(_convert, embed, "what is to follow the task")
     raise MessageError("the body is not [args, kwargs, embed]")
 
 
@@ -61,6 +63,12 @@ def check(embed: Embed) -> None:
         settled(step_of(step))
     if embed.chord is not None:
         settled(step_of(embed.chord))
+
+
+def passes_on(embed: Embed) -> bool:
+    """Whether anything that follows the task takes what it has returned."""
+    following = [*(embed.callbacks or ()), *(embed.chain or ())[-1:], *([embed.chord] if embed.chord is not None else [])]
+    return any(step.subtask_type is not None or not step.immutable for step in following)
 
 
 def ended_well(outcome: Outcome, message: Message, embed: Embed, value: Any, route: Route) -> Outcome:

@@ -10,29 +10,43 @@ import math
 import os
 import socket
 import time
-import traceback
-import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
+
+import msgspec
 
 from taskq import log
 from taskq.attempt import current
 from taskq.broker.interface import Decode, Delivery
 from taskq.builtin import builtins
 from taskq.config import Settings
-from taskq.errors import ArgumentRefused, Ignore, MessageError, Reject, Retry, SoftTimeLimitExceeded, Terminated
+from taskq.decoding import UNREADABLE
+from taskq.describe import repr_of, text_of, traceback_of
+from taskq.errors import (
+    ArgumentRefused,
+    Ignore,
+    MessageError,
+    Reject,
+    ResultTooLarge,
+    Retry,
+    SoftTimeLimitExceeded,
+    Terminated,
+)
 from taskq.message import ALONE, RETURNS, SENT, SUSPECTED, TICK_COPY, UNKNOWN_SINCE, Message, Publication, undecodable
 from taskq.results.store import Record, Status
 from taskq.retry import RetryPolicy
 from taskq.serialization import plain_result
-from taskq.step import NOTHING_FOLLOWS
+from taskq.step import NOTHING_FOLLOWS, Embed
 from taskq.task import Task, router
 from taskq.workers.call import Arguments, Call, read_arguments, read_call, with_failure
-from taskq.workers.ending import ended_badly, ended_well, read_embed
+from taskq.workers.ending import ended_badly, ended_well, passes_on, read_embed
 from taskq.workers.note import Terms
-from taskq.workers.outcome import SUCCEEDED, Outcome, again, dead_letter, failure, record, revoked, with_attempt
+from taskq.workers.outcome import SUCCEEDED, Outcome, again, described, record, revoked, with_attempt
+from taskq.workers.surroundings import Alone, Surroundings
+from taskq.workers.verify import FOLLOW_UP_REFUSED, Verifier
 
 #: An ETA this near counts as reached: clocks of different machines agree no better.
 ETA_TOLERANCE = 0.1
@@ -40,57 +54,8 @@ ETA_TOLERANCE = 0.1
 LONGEST_DELAY = 30 * 86_400.0
 #: After how many seconds a message that its task has rejected to the queue comes again.
 REJECT_DELAY = 1.0
-#: The longest text of a traceback that is kept, in characters.
-TRACEBACK_LIMIT = 65_536
 
 logger = log.get_logger("taskq.task")
-
-
-class Surroundings(Protocol):
-    """What the run of a task needs of the process that it runs in."""
-
-    def met(self, task: str, waited: float) -> None:
-        """The message is of this task, which is known here, and has waited for so many seconds; below 0: nobody knows."""
-
-    def may_begin(self, begun: Record) -> bool:
-        """Have it recorded that the task begins; False if it must not."""
-
-    def is_the_one(self) -> bool:
-        """Whether of all copies of a schedule's tick it is this message that may run."""
-
-    def begins(self, begun: Record) -> None:
-        """Have it recorded that the task begins, for whoever looks at its workflow."""
-
-    def agree(self, terms: Terms) -> None:
-        """The task begins now, under these terms. From here on it may be interrupted."""
-
-    def release(self) -> bool:
-        """The task has ended and must not be interrupted any more; returns whether it was terminated."""
-
-
-class Alone:
-    """Surroundings without a supervisor: nobody enforces anything."""
-
-    def met(self, task: str, waited: float) -> None:
-        """Nobody counts."""
-
-    def may_begin(self, begun: Record) -> bool:  # noqa: ARG002  # the protocol's signature
-        """It may."""
-        return True
-
-    def is_the_one(self) -> bool:
-        """There is no other."""
-        return True
-
-    def begins(self, begun: Record) -> None:
-        """Nobody looks."""
-
-    def agree(self, terms: Terms) -> None:
-        """Nobody is told."""
-
-    def release(self) -> bool:
-        """Nobody terminates anything."""
-        return False
 
 
 def task_names(tasks: Mapping[str, Task[..., Any]]) -> tuple[str, ...]:
@@ -111,18 +76,43 @@ class Executor:
         self._route = router(tasks, settings.default_queue)
         self._results = settings.backend_url is not None
         self._keeps = settings.keeps_results
-        #: The name of the run that is under way, where its task runs at most once.
-        self._run_name: str | None = None
+        self._verify = Verifier(settings, worker, self._route)
 
     def __call__(self, delivery: Delivery) -> Outcome | None:
-        """Run the delivery's task, or say why not; None if it must not even begin here."""
+        """Run the delivery's task, or say why not; None if it must not even begin here.
+
+        Raises nothing but what ends this process: ``OSError`` where its pipe is gone, and ``KeyboardInterrupt``.
+        """
         message = undecodable(delivery.body)
         try:
             message = self._read(delivery.properties, delivery.body)
-            task = self._tasks.get(str(message.headers.get("task")))
-            call = read_call(message, delivery, task.retry_policy if task is not None else RetryPolicy())
+            outcome = self._decide(delivery, message)
         except MessageError as error:
-            return self._dead_letter(delivery.queue, message, "undecodable", str(error))
+            outcome = self._verify.dead_letter(delivery.queue, message, "undecodable", str(error))
+        except (BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001  # a fault of ours must cost this task alone, and no process
+            self.surroundings.release()
+            outcome = self._broken(delivery.queue, message, error)
+        if outcome is None or not (outcome.publish or outcome.flow):
+            return outcome
+        return self._verify(delivery.queue, message, outcome)
+
+    def unreportable(self, delivery: Delivery, error: MessageError) -> Outcome:
+        """What is to be reported of a delivery whose outcome cannot be, for this reason."""
+        message = undecodable(delivery.body)
+        with suppress(MessageError):
+            message = self._read(delivery.properties, delivery.body)
+        return self._verify(delivery.queue, message, self._broken(delivery.queue, message, error))
+
+    def _broken(self, queue: str, message: Message, error: BaseException) -> Outcome:
+        logger.error("execution_failed", task_id=message.headers.get("id"), queue=queue, exc_info=error)
+        return self._verify.dead_letter(queue, message, "internal error", f"it could not be handled: {repr_of(error)}")
+
+    def _decide(self, delivery: Delivery, message: Message) -> Outcome | None:
+        """Raises ``MessageError`` for a message that makes no sense."""
+        task = self._tasks.get(str(message.headers.get("task")))
+        call = read_call(message, delivery, task.retry_policy if task is not None else RetryPolicy())
         now = time.time()
         if task is not None:
             self.surroundings.met(task.name, _waited(message, now))
@@ -134,11 +124,7 @@ class Executor:
             return Outcome("delayed", (Publication(delivery.queue, later, min(call.eta - now, LONGEST_DELAY)),))
         if task is None:
             return self._unknown(call, delivery.queue, now)
-        try:
-            arguments = with_failure(read_arguments(message, self._keeps), message, task)
-        except MessageError as error:
-            return self._dead_letter(delivery.queue, message, "undecodable", str(error))
-        self._run_name = None if task.acks_late else uuid.uuid4().hex
+        arguments = with_failure(read_arguments(message, self._keeps), message, task)
         run = self._run if task.acks_late else self._run_at_most_once
         return run(task, call, arguments) if self._is_the_one(call) else Outcome("dropped")
 
@@ -153,15 +139,15 @@ class Executor:
         """Have the beginning recorded first: whoever finds that record with a message that came back lets it be."""
         attempt = call.attempt
         if self._keeps:
-            begun = self._beginning(call)
+            begun = self._beginning(task, call)
             if begun is None or not self.surroundings.may_begin(begun):
                 return None
         elif call.may_have_begun:
             detail = "its worker vanished, and without a result backend nobody knows whether it had begun"
-            return self._dead_letter(str(attempt.queue), call.message, "lost", detail)
+            return self._verify.dead_letter(str(attempt.queue), call.message, "lost", detail)
         return self._run(task, call, arguments)
 
-    def _beginning(self, call: Call) -> Record | None:
+    def _beginning(self, task: Task[..., Any], call: Call) -> Record | None:
         about = {
             "pid": os.getpid(),
             "hostname": socket.gethostname(),
@@ -169,7 +155,11 @@ class Executor:
             "started": time.time(),
             "retries": call.attempt.retries,
         }
-        return record(call.message, "STARTED", about, run=self._run_name)
+        return record(call.message, "STARTED", about, run=self._name_of_run(task))
+
+    def _name_of_run(self, task: Task[..., Any]) -> str | None:
+        """The name of a run that must be the only one: its worker's, which sees to it that it runs a task once at a time."""
+        return None if task.acks_late else self._worker
 
     def _run(self, task: Task[..., Any], call: Call, arguments: Arguments) -> Outcome:
         attempt, (args, kwargs, embed) = call.attempt, arguments
@@ -179,29 +169,61 @@ class Executor:
         try:
             logger.debug("task_started")
             if self._keeps and task.acks_late and (embed is not NOTHING_FOLLOWS or attempt.root_id not in (None, attempt.id)):
-                begun = self._beginning(call)
+                begun = self._beginning(task, call)
                 if begun is not None:
                     self.surroundings.begins(begun)
-            self.surroundings.agree(self._terms(task, call))
-            value = task(*args, **kwargs)
-            self.surroundings.release()
-            plain = plain_result(value)
-            seconds = time.perf_counter() - started
-            end = self._end(task, call, "SUCCESS", plain, seconds=seconds)
-            outcome = SUCCEEDED if end is None else Outcome("succeeded", record=end)
-            if embed is not NOTHING_FOLLOWS:
-                outcome = ended_well(outcome, call.message, embed, plain, self._route)
-        except BaseException as error:  # noqa: BLE001  # the border to the application: whatever it raises is the task's failure
-            terminated = self.surroundings.release()
-            error = error.with_traceback(_below_ours(error.__traceback__))
-            seconds = time.perf_counter() - started
-            return self._revoked(task, call, seconds) if terminated else self._raised(task, call, error, seconds)
-        else:
-            logger.info("task_succeeded", seconds=round(seconds, 6))
-            return outcome
+            try:
+                self.surroundings.agree(self._terms(task, call))
+                value = task(*args, **kwargs)
+                self.surroundings.release()
+            except BaseException as error:  # noqa: BLE001  # the border to the application: whatever it raises is the task's failure
+                terminated = self.surroundings.release()
+                error = error.with_traceback(_below_ours(error.__traceback__))
+                seconds = time.perf_counter() - started
+                return self._revoked(task, call, seconds) if terminated else self._raised(task, call, error, seconds)
+            return self._returned(task, call, embed, value, time.perf_counter() - started)
         finally:
             log.unbind_task()
             current.reset(token)
+
+    def _returned(self, task: Task[..., Any], call: Call, embed: Embed, value: Any, seconds: float) -> Outcome:
+        """The task has returned this. Nothing from here on may run it again: it has succeeded."""
+        outcome = SUCCEEDED
+        if embed is not NOTHING_FOLLOWS or self._records(task, call):
+            plain = result = None
+            if not call.ignore_result or passes_on(embed):
+                try:
+                    plain, result = self._encoded(value)
+                except (ArgumentRefused, ResultTooLarge) as error:
+                    return self._failed(task, call, error.with_traceback(None), call.message, seconds)
+            if (end := self._end(task, call, "SUCCESS", result, seconds=seconds)) is not None:
+                outcome = Outcome("succeeded", record=end)
+            if embed is not NOTHING_FOLLOWS:
+                outcome = self._go_on(outcome, call.message, embed, plain, str(call.attempt.queue))
+        logger.info("task_succeeded", seconds=round(seconds, 6))
+        return outcome
+
+    def _encoded(self, value: Any) -> tuple[Any, msgspec.Raw]:
+        """The value as JSON values, and as JSON; raises ``ArgumentRefused`` and ``ResultTooLarge``."""
+        plain = plain_result(value)
+        try:
+            result = msgspec.json.encode(plain)
+        except UNREADABLE as error:  # a number of more digits than Python converts
+            raise ArgumentRefused(f"the return value cannot be written as JSON: {text_of(error)}") from None
+        if len(result) > self._settings.max_result_bytes:
+            raise ResultTooLarge(
+                f"the return value is {len(result)} bytes of JSON, over max_result_bytes={self._settings.max_result_bytes}; "
+                "store the data elsewhere and return where it is"
+            )
+        return plain, msgspec.Raw(result)
+
+    def _go_on(self, outcome: Outcome, message: Message, embed: Embed, plain: Any, queue: str) -> Outcome:
+        """What the workflow makes of the end; where it can make nothing of it, the task does not run again for that."""
+        try:
+            return ended_well(outcome, message, embed, plain, self._route)
+        except Exception as error:  # noqa: BLE001  # messages say what follows, and can say anything
+            detail = f"a follow-up cannot be sent: {text_of(error)}"
+            return self._verify.dead_letter(queue, message, FOLLOW_UP_REFUSED, detail)
 
     def _terms(self, task: Task[..., Any], call: Call) -> Terms:
         """The call's own limits go before the task's, and those before the worker's."""
@@ -225,25 +247,30 @@ class Executor:
         cause = error.exc if isinstance(error, Retry) and error.exc is not None else error
         # It has ended without taking its worker down: whatever it was suspected of, it is cleared.
         message = call.message.without(ALONE, RETURNS, SUSPECTED)
-        message = with_attempt(message, self._worker, time.time() - seconds, seconds, repr(cause))
+        message = with_attempt(message, self._worker, time.time() - seconds, seconds, repr_of(cause))
         if (asked := self._asked(task, call, error, message, seconds)) is not None:
             return asked
         delay = self._retry_delay(task, call, error)
         if delay is not None:
-            logger.warning("task_retried", error=repr(cause), retries=attempt.retries + 1, retry_in=round(delay, 3))
+            logger.warning("task_retried", error=repr_of(cause), retries=attempt.retries + 1, retry_in=round(delay, 3))
             again_at = time.time() + delay
             eta = datetime.fromtimestamp(again_at, UTC).isoformat() if delay > 0 else None
             copy = message.with_headers(retries=attempt.retries + 1, eta=eta, **{SENT: again_at})
             return Outcome("retried", (Publication(queue, copy, delay),))
-        logger.error("task_failed", error=repr(cause), seconds=round(seconds, 6), exc_info=cause)
-        raised = error if cause.__traceback__ is None else cause
-        text = "".join(traceback.format_exception(raised))[-TRACEBACK_LIMIT:]
-        described = failure(type(cause).__qualname__, [_plain(arg) for arg in cause.args], type(cause).__module__)
-        end = self._end(task, call, "FAILURE", described, text, message=message)
-        if attempt.retries or isinstance(error, Retry) or self._wants_retry(task, error):
-            detail = f"{attempt.retries} retries, and then {cause!r}"
-            return self._dead_letter(queue, message, "retries exhausted", detail, described=described, end=end, text=text)
-        return ended_badly(Outcome("failed", record=end), message, described, self._route, traceback=text)
+        if not (attempt.retries or isinstance(error, Retry) or self._wants_retry(task, error)):
+            return self._failed(task, call, cause, message, seconds)
+        logger.error("task_failed", error=repr_of(cause), seconds=round(seconds, 6), exc_info=cause)
+        about, text = described(cause), traceback_of(error if cause.__traceback__ is None else cause)
+        end = self._end(task, call, "FAILURE", about, text, message=message)
+        detail = f"{attempt.retries} retries, and then {repr_of(cause)}"
+        return self._verify.dead_letter(queue, message, "retries exhausted", detail, described=about, end=end, text=text)
+
+    def _failed(self, task: Task[..., Any], call: Call, error: BaseException, message: Message, seconds: float) -> Outcome:
+        """The task has failed, and no policy says that another attempt is worth it."""
+        logger.error("task_failed", error=repr_of(error), seconds=round(seconds, 6), exc_info=error)
+        about, text = described(error), traceback_of(error)
+        end = self._end(task, call, "FAILURE", about, text, message=message)
+        return ended_badly(Outcome("failed", record=end), message, about, self._route, traceback=text)
 
     def _asked(
         self, task: Task[..., Any], call: Call, error: BaseException, message: Message, seconds: float
@@ -254,12 +281,12 @@ class Executor:
             case Ignore():
                 logger.info("task_ignored", seconds=round(seconds, 6))
                 outcome = Outcome("ignored", record=self._end(task, call, "IGNORED", None, seconds=seconds))
-                return ended_well(outcome, message, read_embed(message), None, self._route)
+                return self._go_on(outcome, message, read_embed(message), None, queue)
             case Reject(requeue=True):
-                logger.warning("task_rejected", reason=str(error), requeue=True, seconds=round(seconds, 6))
+                logger.warning("task_rejected", reason=text_of(error), requeue=True, seconds=round(seconds, 6))
                 return again("rejected", queue, message, delay=REJECT_DELAY)
             case Reject():
-                return self._dead_letter(queue, message, "rejected", str(error) or "the task rejected it")
+                return self._verify.dead_letter(queue, message, "rejected", text_of(error) or "the task rejected it")
             case Terminated():
                 return self._revoked(task, call, seconds)
         return None
@@ -282,9 +309,12 @@ class Executor:
             return True
         try:
             return task.retry_policy.wants(error)
-        except Exception as broken:  # retry_on is the application's; the task has failed with its own error all the same
-            logger.error("retry_on_failed", error=repr(broken), exc_info=broken)
+        except BaseException as broken:  # retry_on is the application's; the task has failed with its own error all the same
+            logger.error("retry_on_failed", error=repr_of(broken), exc_info=broken)
             return False
+
+    def _records(self, task: Task[..., Any], call: Call) -> bool:
+        return self._results and not (call.ignore_result and task.acks_late)
 
     def _end(
         self,
@@ -301,11 +331,11 @@ class Executor:
 
         ``message`` remembers the attempt that ends here; by default, it is one of so many seconds.
         """
-        if not self._results or (call.ignore_result and task.acks_late):
+        if not self._records(task, call):
             return None
         if message is None:
             message = with_attempt(call.message, self._worker, time.time() - seconds, seconds, status)
-        return record(message, status, result, text, run=self._run_name)
+        return record(message, status, result, text, run=self._name_of_run(task))
 
     def _revoked(self, task: Task[..., Any], call: Call, seconds: float) -> Outcome:
         logger.warning("task_revoked", terminated=True)
@@ -325,30 +355,11 @@ class Executor:
         since = float(since) if isinstance(since, (int, float)) and math.isfinite(since) else now
         if now - since >= ttl:
             detail = f"no worker of queue {queue!r} knew task {call.attempt.task!r} for {ttl:g} s"
-            return self._dead_letter(queue, call.message, "unknown task", detail)
+            return self._verify.dead_letter(queue, call.message, "unknown task", detail)
         if UNKNOWN_SINCE not in call.message.headers:
             logger.warning("task_unknown", task_id=call.attempt.id, task=call.attempt.task, queue=queue, dead_letter_after=ttl)
         delay = min(5.0, max(0.2, ttl / 10), max(0.2, since + ttl - now))
         return Outcome("delayed", (Publication(queue, call.message.with_headers(tq_unknown_since=since), delay),))
-
-    def _dead_letter(
-        self,
-        queue: str,
-        message: Message,
-        reason: str,
-        detail: str,
-        *,
-        described: dict[str, Any] | None = None,
-        end: Record | None = None,
-        text: str | None = None,
-    ) -> Outcome:
-        task_id, task = message.headers.get("id"), message.headers.get("task")
-        logger.error("task_dead_lettered", task_id=task_id, task=task, queue=queue, reason=reason, detail=detail)
-        if described is None:
-            described = failure("DeadLettered", [f"{reason}: {detail}"])
-            end = record(message, "FAILURE", described) if self._results else None
-        outcome = dead_letter(queue, message, reason, detail, worker=self._worker, end=end, traceback=text)
-        return ended_badly(outcome, message, described, self._route, traceback=text)
 
 
 def _waited(message: Message, now: float) -> float:
@@ -362,10 +373,3 @@ def _below_ours(trace: TracebackType | None) -> TracebackType | None:
     while trace is not None and trace.tb_frame.f_globals.get("__name__") in (__name__, Task.__module__):
         trace = trace.tb_next
     return trace
-
-
-def _plain(value: Any) -> Any:
-    try:
-        return plain_result(value)
-    except ArgumentRefused:
-        return repr(value)

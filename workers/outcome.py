@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from taskq.decoding import decoded
+from taskq.describe import LONGEST_IN_HEADERS, args_of, bounded, module_of, name_of, repr_of, shortened, text_of
 from taskq.launch import Member
 from taskq.message import (
     ALONE,
@@ -31,12 +32,16 @@ from taskq.message import (
     dead_letter_queue,
 )
 from taskq.results.store import Barrier, Record, Status
+from taskq.serialization import plain_result
 
 #: How many attempts a message remembers, the latest.
 LONGEST_HISTORY = 20
-#: How much of a traceback a dead letter's headers hold, in characters: they have to fit into one frame of AMQP.
-LONGEST_TRACEBACK = 16_384
-LONGEST_DETAIL = 2_000
+#: How long what ended an attempt is in this memory, in bytes.
+LONGEST_END = 1_000
+#: The arguments of an exception are kept as what they are up to so many bytes of JSON, and so many of them. Errbacks are told
+#: of them in a header.
+LONGEST_ARGUMENT = 4_096
+MOST_ARGUMENTS = 8
 #: Stands in the records of a task that runs at most once.
 AT_MOST_ONCE = "at_most_once"
 
@@ -134,6 +139,26 @@ def failure(exc_type: str, args: list[Any], exc_module: str = "taskq.errors") ->
     return {"exc_type": exc_type, "exc_message": args, "exc_module": exc_module}
 
 
+def described(error: BaseException) -> dict[str, Any]:
+    """An exception as Celery's results describe it, whatever it is; where its arguments do not tell its text, with that too.
+
+    Celery's clients pass over ``exc_text``.
+    """
+    kind, args, text = type(error), args_of(error), text_of(error)
+    about = failure(name_of(kind), [_argument(arg) for arg in args[:MOST_ARGUMENTS]], module_of(kind))
+    return about if text == text_of(BaseException(*args)) else {**about, "exc_text": text}
+
+
+def _argument(value: Any) -> Any:
+    try:
+        plain = plain_result(value)
+        if len(msgspec.json.encode(plain)) <= LONGEST_ARGUMENT:
+            return plain
+    except BaseException:  # noqa: BLE001, S110  # it is the application's value, and may be anything
+        pass
+    return text_of(value, LONGEST_ARGUMENT) if isinstance(value, str) else repr_of(value, LONGEST_ARGUMENT)
+
+
 def revoked(why: str) -> dict[str, Any]:
     """What Celery records of a task that was revoked, or has expired."""
     return failure("TaskRevokedError", [why], "celery.exceptions")
@@ -147,7 +172,7 @@ def past(message: Message) -> list[dict[str, Any]]:
 
 def with_attempt(message: Message, worker: str, started: float, seconds: float, ended: str) -> Message:
     """A copy that remembers this attempt too; ``started`` is in epoch seconds."""
-    attempt = {"worker": worker, "started": started, "seconds": round(seconds, 6), "ended": ended[:LONGEST_DETAIL]}
+    attempt = {"worker": worker, "started": started, "seconds": round(seconds, 6), "ended": bounded(ended, LONGEST_END)}
     return message.with_headers(**{HISTORY: [*past(message), attempt][-LONGEST_HISTORY:]})
 
 
@@ -175,12 +200,12 @@ def dead_letter(
     attempts = past(message)
     headers = {
         DEAD_REASON: reason,
-        DEAD_DETAIL: detail[:LONGEST_DETAIL],
+        DEAD_DETAIL: bounded(detail),
         DEAD_QUEUE: queue,
         DEAD_AT: now,
         DEAD_FIRST: attempts[0].get("started", now) if attempts and isinstance(attempts[0], dict) else now,
         DEAD_WORKER: worker,
-        DEAD_TRACEBACK: traceback and traceback[-LONGEST_TRACEBACK:],
+        DEAD_TRACEBACK: traceback and shortened(traceback, LONGEST_IN_HEADERS),
         DEAD_SIGNAL: signal,
     }
     kept = {name: value for name, value in message.headers.items() if name != ALONE}

@@ -15,24 +15,30 @@ from collections.abc import Iterator
 import msgspec
 
 from taskq.broker.interface import Delivery
+from taskq.decoding import UNREADABLE, decoded, unreadable
+from taskq.errors import MessageError
 from taskq.workers.outcome import SUCCEEDED, Outcome
 
 #: number, kind, redelivered, then the lengths of the queue's name, the properties and the body.
 _INWARD = struct.Struct("<QB?HII")
 _DELIVERY, _GRANTED, _DENIED = range(3)
-#: number, kind, microseconds that the task ran (0: it did not), length of the encoded outcome, the task's number, seconds that
-#: the message had waited.
-_REPORT = struct.Struct("<QBIIHf")
+#: a mark that frames of ours begin with, number, kind, microseconds that the task ran (0: it did not), length of the encoded
+#: outcome, the task's number, seconds that the message had waited.
+_REPORT = struct.Struct("<HQBIIHf")
+_MARK = 0x9D5B
 READY, SKIPPED, DONE, OUTCOME, ASKED, BEGUN = range(6)
 #: What is the last that a child says of a delivery.
 LAST_WORDS = frozenset({SKIPPED, DONE, OUTCOME})
 _CHUNK = 1 << 18
+#: What an encoded outcome may be at most. An outcome holds a message and a result, and what follows, which have limits of their
+#: own; a longer frame is none, but what somebody else has written into the pipe.
+LONGEST_OUTCOME = 1 << 28
 
 #: Stands for a wait that nobody knows.
 UNKNOWN = -1.0
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Outcome)
+_decode = msgspec.msgpack.Decoder(Outcome).decode
 
 
 def pack_delivery(number: int, delivery: Delivery) -> bytes:
@@ -106,26 +112,48 @@ def pack_report(
     task: int = 0,
     waited: float = UNKNOWN,
 ) -> bytes:
-    """What the child reports; an outcome with nothing to publish or record is just a number.
+    """What the child reports; an outcome with nothing to publish or record is just a number. Raises ``MessageError``.
 
     ``task`` is the place of the task's name, from 1, in the list that the zygote has reported; 0 where it is not there.
     """
     if outcome is SUCCEEDED:
-        return _REPORT.pack(number, kind, microseconds, 0, task, waited)
-    payload = _encoder.encode(outcome)
-    return _REPORT.pack(number, OUTCOME if kind == DONE else kind, microseconds, len(payload), task, waited) + payload
+        return _REPORT.pack(_MARK, number, kind, microseconds, 0, task, waited)
+    payload = encoded(outcome)
+    return _REPORT.pack(_MARK, number, OUTCOME if kind == DONE else kind, microseconds, len(payload), task, waited) + payload
+
+
+def encoded(outcome: Outcome) -> bytes:
+    """The outcome as it crosses the pipe; raises ``MessageError`` for one that would not arrive as what it is."""
+    try:
+        data = _encoder.encode(outcome)
+    except UNREADABLE as error:
+        raise unreadable("an outcome that was to be written", error) from error
+    if len(data) > LONGEST_OUTCOME:
+        raise MessageError(f"the outcome is {len(data)} bytes, over the {LONGEST_OUTCOME} that the supervisor reads")
+    return data
+
+
+def check(outcome: Outcome) -> None:
+    """Raise ``MessageError`` for an outcome that the supervisor could not read."""
+    decoded(_decode, encoded(outcome), "the outcome")
 
 
 def unpack_reports(buffer: bytes) -> tuple[list[Report], bytes]:
-    """The whole reports in the buffer, and the rest of the buffer."""
+    """The whole reports in the buffer, and the rest of the buffer.
+
+    Raises ``MessageError`` where something else was written into the pipe than reports. What comes after it cannot be told
+    apart any more, so that such a child has to be killed; none of the buffer's reports may be believed.
+    """
     reports = []
     position, size, head = 0, len(buffer), _REPORT.size
     while size - position >= head:
-        number, kind, microseconds, length, task, waited = _REPORT.unpack_from(buffer, position)
+        mark, number, kind, microseconds, length, task, waited = _REPORT.unpack_from(buffer, position)
+        if mark != _MARK or kind > BEGUN or length > LONGEST_OUTCOME:
+            raise MessageError("something else than the child's reports was written into its pipe")
         end = position + head + length
         if size < end:
             break
-        outcome = _decoder.decode(buffer[position + head : end]) if length else SUCCEEDED
+        outcome = decoded(_decode, buffer[position + head : end], "a child's report") if length else SUCCEEDED
         reports.append((number, kind, microseconds, outcome, task, waited))
         position = end
     return reports, buffer[position:]

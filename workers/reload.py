@@ -18,11 +18,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from typing import Any, Protocol
 
-import msgspec
-
 from taskq import log
 from taskq.config import Settings
-from taskq.errors import ConfigurationError
+from taskq.errors import ConfigurationError, MessageError
 from taskq.workers.children import MOST_CHILDREN, Children
 from taskq.workers.crashes import Coroner
 from taskq.workers.custody import Custody
@@ -45,6 +43,7 @@ TAKEN_OVER = frozenset(
         "max_crashes",
         "max_memory_per_child",
         "max_message_bytes",
+        "max_result_bytes",
         "max_tasks_per_child",
         "memory_limit",
         "prefetch",
@@ -177,7 +176,7 @@ class Reloader:
         """The zygote that imports the new code reports, or is gone."""
         try:
             reports = launcher.reports()
-        except msgspec.DecodeError as error:
+        except MessageError as error:
             self._fail(f"it speaks another language, as after an update of taskq itself: restart the worker ({error})")
             return
         for report in reports:

@@ -102,13 +102,18 @@ class Unbound:
 class LocalSlot(Slot):
     """A slot whose child is the thread that calls ``work``. What it reports is encoded as for the pipe."""
 
-    def __init__(self, execute: Callable[[Delivery], Outcome | None]) -> None:
+    def __init__(
+        self,
+        execute: Callable[[Delivery], Outcome | None],
+        unreportable: Callable[[Delivery, MessageError], Outcome],
+    ) -> None:
         descriptor = note.create(1)
         super().__init__(0, note.Note(descriptor, 0))
         os.close(descriptor)
         self.ready = self.has_served = True
         self.answers: dict[int, bool] = {}
         self._execute = execute
+        self._unreportable = unreportable
         self._reported = b""
 
     def give(self, number: int, delivery: Delivery) -> None:
@@ -141,7 +146,10 @@ class LocalSlot(Slot):
             # As a child gets it: without the broker's handle.
             outcome = self._execute(Delivery(delivery.queue, None, delivery.properties, delivery.body, delivery.redelivered))
             microseconds = min(int((time.monotonic() - started) * 1e6), 0xFFFFFFFF)
-            self.report(number, SKIPPED if outcome is None else DONE, microseconds, outcome)
+            try:
+                self.report(number, SKIPPED if outcome is None else DONE, microseconds, outcome)
+            except MessageError as error:
+                self.report(number, DONE, microseconds, self._unreportable(delivery, error))
             self.note.end()
         return bool(given)
 
@@ -176,7 +184,7 @@ class Loop:
         self.surroundings = Unbound(self._may_begin, self._begins)
         self.executor = Executor(app.tasks, self.settings, self.read, NAME)
         self.executor.surroundings = self.surroundings
-        self.slot = LocalSlot(self.execute)
+        self.slot = LocalSlot(self.execute, self.executor.unreportable)
         route = router(app.tasks, self.settings.default_queue)
         last_resort = LastResort(self.settings, NAME, self.read, route)
         self.settler = WatchedSettler(self.open_store(), last_resort, self._tell_of)

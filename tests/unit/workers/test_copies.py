@@ -6,7 +6,8 @@ from taskq import TaskQ, config
 from taskq.broker import decoder
 from taskq.broker.interface import Delivery
 from taskq.broker.sqlite.properties import encode
-from taskq.workers.execute import Alone, Executor
+from taskq.workers.execute import Executor
+from taskq.workers.surroundings import Alone
 
 app = TaskQ("shop")
 ran: list[str] = []
