@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 import warnings
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from taskq.attempt import Past, current_attempt, past
-from taskq.errors import ChordError, ResultTimeout, TaskExpired, TaskFailed, TaskRevoked
+from taskq.describe import bounded, repr_of, text_of
+from taskq.errors import BackendError, ChordError, MessageError, ResultTimeout, TaskExpired, TaskFailed, TaskRevoked
 from taskq.results.store import Record, ResultStore, Status
 from taskq.serialization import decode
 
@@ -85,9 +84,9 @@ class AsyncResult(Generic[R]):
         if not self.wait(timeout):
             raise ResultTimeout(f"task {self.id} has not ended within {timeout} s; it may still end")
         meta = self.meta()
-        if meta["status"] == "SUCCESS":
-            return cast(R, meta["result"])
-        if meta["status"] == "IGNORED":
+        if meta.get("status") == "SUCCESS":
+            return cast(R, meta.get("result"))
+        if meta.get("status") == "IGNORED":
             return cast(R, None)
         raise rebuilt(meta)
 
@@ -111,21 +110,28 @@ class AsyncResult(Generic[R]):
     @property
     def attempts(self) -> tuple[Past, ...]:
         """The attempts that the task took, oldest first, as far as they are remembered."""
-        record = self._fetch()
-        return past(decode(record.meta).get("attempts")) if record else ()
+        return past(self.meta().get("attempts"))
 
     @property
     def traceback(self) -> str | None:
         """The remote traceback of a task that failed, as text."""
-        record = self._fetch()
-        return decode(record.meta).get("traceback") if record else None
+        return _text(self.meta().get("traceback"))
 
     def meta(self) -> dict[str, Any]:
-        """The whole record in Celery's format: status, result, traceback, date_done, task_id and the like."""
+        """The whole record in Celery's format: status, result, traceback, date_done, task_id and the like.
+
+        Raises ``BackendError`` where somebody has written something else in its place.
+        """
         record = self._fetch()
         if record is None:
             return {"task_id": self.id, "status": "PENDING", "result": None, "traceback": None}
-        return cast(dict[str, Any], decode(record.meta))
+        try:
+            meta = decode(record.meta)
+        except MessageError as error:
+            raise BackendError(f"the result of {self.id} is no record that taskq or Celery writes: {error}") from error
+        if not isinstance(meta, dict):
+            raise BackendError(f"the result of {self.id} is no record that taskq or Celery writes: {repr_of(meta)}")
+        return meta
 
     def _fetch(self) -> Record | None:
         if self._record is not None:
@@ -139,47 +145,61 @@ class AsyncResult(Generic[R]):
 def rebuilt(meta: dict[str, Any]) -> BaseException:
     """The exception that a failed task raised, or a ``TaskFailed`` that tells of it or of what became of the task.
 
-    Its class is looked up in modules that this process has imported, and in other modules of the same packages; of any others,
-    a result must not make us run anything.
+    Its class is looked up in modules that this process has imported: a result must not make us run anything else.
     """
-    described = meta.get("result")
+    described, traceback = meta.get("result"), _text(meta.get("traceback"))
     if not isinstance(described, dict):
-        return TaskFailed(str(meta.get("status")), str(described), meta.get("traceback"))
-    name, args = str(described.get("exc_type")), described.get("exc_message") or []
+        return TaskFailed(text_of(meta.get("status")), text_of(described), traceback)
+    name, module = text_of(described.get("exc_type")), text_of(described.get("exc_module"))
+    args = described.get("exc_message") or []
     args = args if isinstance(args, list) else [args]
-    text, traceback = ", ".join(map(str, args)), meta.get("traceback")
+    text = _text(described.get("exc_text"))
+    told = bounded(", ".join(map(text_of, args))) if text is None else text
     if meta.get("status") == "REVOKED":
         # Written as Celery does, whose one class serves for both.
-        end = TaskExpired if text.startswith("expired") else TaskRevoked
-        return end(end.__name__, text, traceback)
-    if (name, described.get("exc_module")) == ("ChordError", "celery.exceptions"):
-        return ChordError(name, text, traceback)
-    return _raised(name, args, _module(str(described.get("exc_module"))), TaskFailed(name, text, traceback))
+        end = TaskExpired if told.startswith("expired") else TaskRevoked
+        return end(end.__name__, told, traceback)
+    if (name, module) == ("ChordError", "celery.exceptions"):
+        return ChordError(name, told, traceback)
+    return _raised(_class_of(module, name), args, text, TaskFailed(name, told, traceback))
 
 
-def _raised(name: str, args: list[Any], module: ModuleType | None, failed: TaskFailed) -> BaseException:
-    """The exception of this name, with ``failed`` as its cause; ``failed`` itself where there is no such class."""
-    kind = getattr(module, name, None)
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _raised(kind: Any, args: list[Any], text: str | None, failed: TaskFailed) -> BaseException:
+    """An exception of this class, with ``failed`` as its cause; ``failed`` itself where it is no class of exceptions.
+
+    ``text`` is what the exception read in the worker, where its arguments do not tell it.
+    """
     if not (isinstance(kind, type) and issubclass(kind, Exception)):
         return failed
     if issubclass(kind, TaskFailed):
-        return kind(name, ", ".join(map(str, args)), failed.traceback)
+        return kind(failed.exc_type, ", ".join(map(text_of, args)), failed.traceback)
     try:
         error = kind(*args)
-    except Exception:  # noqa: BLE001  # the class is the application's, so anything may go wrong in it; the description is the answer then
+        if not isinstance(error, Exception):
+            return failed
+        error.__cause__ = failed
+        if text is not None and text_of(error) != text:
+            error.add_note(f"it read: {text}")
+        if failed.traceback:
+            error.add_note(f"in the worker:\n{failed.traceback}")
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001  # the class is the application's, so anything may go wrong in it; the description is the answer then
         return failed
-    error.__cause__ = failed
-    if failed.traceback:
-        error.add_note(f"in the worker:\n{failed.traceback}")
     return error
 
 
-def _module(name: str) -> ModuleType | None:
-    package = name.partition(".")[0]
-    known = package in sys.modules and package not in sys.stdlib_module_names and not name.endswith("__main__")
-    if name in sys.modules or not known:
-        return sys.modules.get(name)
-    try:
-        return importlib.import_module(name)
-    except Exception:  # noqa: BLE001  # the module is the application's; the description is the answer then
-        return None
+def _class_of(module: str, name: str) -> Any:
+    """What has this qualified name in a module that is imported; None if nothing has. Runs no code of the module's."""
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        try:
+            # Not getattr: a module or a class may answer that with an import, or with anything else.
+            found = vars(found)[part]
+        except (KeyError, TypeError):
+            return None
+    return found

@@ -136,7 +136,8 @@ def test_choices() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["publish_timeout", "max_message_bytes", "result_ttl", "max_crashes", "prefetch", "delivery_limit"]
+    "name",
+    ["publish_timeout", "max_message_bytes", "max_result_bytes", "result_ttl", "max_crashes", "prefetch", "delivery_limit"],
 )
 def test_settings_that_must_be_above_zero(name: str) -> None:
     assert f"{name} must be above 0" in refusal(keywords={name: 0})

@@ -11,11 +11,12 @@ import msgspec
 from celery import Celery
 from celery.backends.base import Backend
 
+from taskq.describe import LONGEST_IN_HEADERS
 from taskq.errors import TaskFailed
 from taskq.message import Message
 from taskq.results.handle import rebuilt
 from taskq.results.store import Record
-from taskq.workers.outcome import LONGEST_HISTORY, again, dead_letter, failure, past, record, with_attempt
+from taskq.workers.outcome import LONGEST_END, LONGEST_HISTORY, again, dead_letter, failure, past, record, with_attempt
 
 MESSAGE = Message(headers={"id": "id-1", "task": "shop.pay", "x": 1}, body=b"[[], {}, {}]", priority=5, correlation_id="id-1")
 
@@ -68,10 +69,10 @@ def test_a_record_tells_of_the_attempts() -> None:
 def test_a_message_remembers_its_latest_attempts() -> None:
     message = MESSAGE
     for number in range(LONGEST_HISTORY + 5):
-        message = with_attempt(message, "w", float(number), 0.0, "x" * 10_000)
+        message = with_attempt(message, "w", float(number), 0.0, "错" * 10_000)
     attempts = past(message)
     assert [attempt["started"] for attempt in attempts] == [float(number) for number in range(5, LONGEST_HISTORY + 5)]
-    assert len(attempts[0]["ended"]) < 10_000
+    assert {len(attempt["ended"].encode()) <= LONGEST_END for attempt in attempts} == {True}
     assert past(Message(headers={"tq-history": "nonsense"}, body=b"")) == []
 
 
@@ -85,7 +86,9 @@ def test_a_message_that_goes_again_counts_its_deliveries_and_keeps_what_it_is() 
 def test_a_dead_letter_says_why_and_keeps_the_message() -> None:
     end = record(MESSAGE, "FAILURE", None)
     message = with_attempt(MESSAGE.with_headers(**{"tq-alone": 1.0}), "w", 5.0, 0.0, "SIGSEGV")
-    outcome = dead_letter("mail", message, "crashed", "bad", worker="1@host", end=end, traceback="y" * 99_999, signal="SIGSEGV")
+    outcome = dead_letter(
+        "mail", message, "crashed", "bad", worker="1@host", end=end, traceback="错" * 99_999, signal="SIGSEGV"
+    )
     (publication,) = outcome.publish
     letter = publication.message
     assert (publication.queue, publication.delay) == ("mail.dead", 0.0)
@@ -99,7 +102,7 @@ def test_a_dead_letter_says_why_and_keeps_the_message() -> None:
         "first": 5.0,
     }
     assert abs(letter.headers["tq-dead-at"] - time.time()) < 5
-    assert len(letter.headers["tq-dead-traceback"]) < 20_000, "it fits into one frame of AMQP"
+    assert len(letter.headers["tq-dead-traceback"].encode()) <= LONGEST_IN_HEADERS, "it fits into one frame of AMQP"
     assert "tq-alone" not in letter.headers
     assert letter.body == MESSAGE.body
     assert letter.priority is None, "a dead-letter queue has no priorities"
