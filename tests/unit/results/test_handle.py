@@ -50,5 +50,33 @@ def test_what_cannot_be_rebuilt_is_told(name: str, module: str) -> None:
     assert str(error) == f"{name}: x"
 
 
+class Model:
+    class DoesNotExist(Exception):
+        pass
+
+
+class Coded(Exception):
+    def __init__(self, code: int = 0) -> None:
+        super().__init__(code)
+
+    def __str__(self) -> str:
+        return f"code {self.args[0]}"
+
+
+def test_a_nested_class_is_found() -> None:
+    assert type(rebuilt(described("Model.DoesNotExist", __name__, "x"))) is Model.DoesNotExist
+
+
+def test_the_text_of_an_exception_is_told_where_its_arguments_do_not() -> None:
+    meta = described("HTTPError", "urllib.error")
+    meta["result"]["exc_text"] = "HTTP Error 404: gone"
+    assert str(rebuilt(meta)) == "HTTPError: HTTP Error 404: gone"
+    meta = described("Coded", __name__)
+    meta["result"]["exc_text"] = "code 5"
+    assert "it read: code 5" in rebuilt(meta).__notes__
+    meta["result"]["exc_text"] = "code 0"
+    assert rebuilt(meta).__notes__ == ["in the worker:\nTraceback: …"]
+
+
 def test_no_end_is_hidden_by_a_class_that_cannot_be_made() -> None:
     assert type(rebuilt(described("UnicodeDecodeError", "builtins", "x"))) is TaskFailed

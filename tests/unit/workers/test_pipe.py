@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from taskq.broker.interface import Delivery
+from taskq.errors import MessageError
 from taskq.message import Message, Publication
 from taskq.results.store import Record
 from taskq.workers.outcome import SUCCEEDED, Outcome
 from taskq.workers.pipe import (
     ASKED,
     DONE,
+    LONGEST_OUTCOME,
     OUTCOME,
     READY,
     SKIPPED,
     UNKNOWN,
     Inbox,
+    check,
     pack_answer,
     pack_delivery,
     pack_report,
@@ -97,6 +102,35 @@ def test_a_report_that_was_cut_off_is_as_if_never_written() -> None:
         reports, rest = unpack_reports(whole + last[:cut])
         assert [number for number, *_ in reports] == [1]
         assert rest == last[:cut]
+
+
+@pytest.mark.parametrize("junk", [b"hello\n", b"\x00", b"x" * 1000, pack_report(1, DONE, 5)[:10], b"\xff" * 30])
+@pytest.mark.parametrize("before", [b"", pack_report(1, DONE, 5)])
+def test_what_a_task_writes_into_the_pipe_is_no_report(before: bytes, junk: bytes) -> None:
+    with pytest.raises(MessageError, match="something else than the child's reports"):
+        unpack_reports(before + junk + pack_report(2, DONE, 5, FAILED) * 2)
+
+
+def test_a_report_that_is_longer_than_any_or_cannot_be_read_is_none() -> None:
+    whole = pack_report(2, DONE, 5, FAILED)
+    for length in (LONGEST_OUTCOME + 1, 2**32 - 1):
+        with pytest.raises(MessageError):
+            unpack_reports(whole[:15] + length.to_bytes(4, "little") + whole[19:])
+    with pytest.raises(MessageError, match="a child's report cannot be read"):
+        unpack_reports(whole[:-1] + b"\xc1")
+
+
+def test_an_outcome_that_would_not_arrive_as_it_is_is_refused() -> None:
+    for odd in (Outcome("failed", record=Record("\udce9", "FAILURE", b"{}")), Outcome("done")):  # type: ignore[arg-type]
+        with pytest.raises(MessageError):
+            check(odd)
+    check(FAILED)
+
+
+@given(st.binary(max_size=200))
+def test_whatever_is_in_the_pipe_raises_nothing_else(data: bytes) -> None:
+    with contextlib.suppress(MessageError):
+        unpack_reports(data)
 
 
 @given(st.text(max_size=20), st.binary(max_size=200), st.binary(max_size=200), st.booleans())
