@@ -6,7 +6,6 @@ the first ``MOST_TASKS`` are counted together, queues are those that are consume
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import time
@@ -16,13 +15,12 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, gener
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from taskq.version import version
 from taskq.workers.health import live, ready
 from taskq.workers.memory import resident
 from taskq.workers.vitals import OTHER, Histogram, Tally, Vitals
 from taskq.workers.watchdog import Depths
 from taskq.workers.web import Answer
-
-VERSION = importlib.metadata.version("taskq-core")
 
 Families = Iterator[Metric]
 
@@ -65,7 +63,7 @@ def _gauge(name: str, about: str, value: float) -> Metric:
 
 def _worker(vitals: Vitals, now: float) -> Families:
     build = GaugeMetricFamily("taskq_build_info", "What runs here; always 1.", labels=["version", "python"])
-    build.add_metric([VERSION, platform.python_version()], 1)
+    build.add_metric([version(), platform.python_version()], 1)
     yield build
     yield _gauge(
         "worker_start_time_seconds", "When the worker started, since the epoch.", time.time() - now + vitals.started_at

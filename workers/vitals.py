@@ -19,6 +19,8 @@ from taskq.workers.outcome import Outcome
 #: How many tasks are told apart; whatever else runs is counted under ``OTHER``.
 MOST_TASKS = 200
 OTHER = "other"
+#: The longest name of a task that is told apart, in characters.
+LONGEST_NAME = 255
 #: The upper bounds of what is counted together, in seconds.
 WAIT_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
 RUN_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
@@ -138,7 +140,7 @@ class Vitals:
             tally.waits.observe(waited)
         if seconds > 0.0:
             tally.runs.observe(seconds)
-        if event == "dead-lettered":
+        if event == "dead-lettered" and outcome.publish:
             self.dead_lettered(outcome)
 
     def dead_lettered(self, outcome: Outcome) -> None:
@@ -160,7 +162,8 @@ class Vitals:
     def _tally(self, task: str) -> Tally:
         tally = self.tallies.get(task)
         if tally is None:
-            if not task or len(self.tallies) >= MOST_TASKS:
+            # Of a task whose process died, all that is known is the name in its message, which anybody may have made up.
+            if not task or len(self.tallies) >= MOST_TASKS or len(task) > LONGEST_NAME or not task.isprintable():
                 return self.other
             tally = self.tallies[task] = Tally()
         return tally

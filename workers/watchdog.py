@@ -192,6 +192,8 @@ class Asker:
                 depths = self._depths(queues)
             except TaskqError as error:
                 logger.debug("depth_unknown", error=str(error))
+            except Exception as error:  # without this thread, nobody would notice any more that the worker has gone deaf
+                logger.error("depth_failed", error=repr(error), exc_info=error)
             if number:
                 waiting = None if depths is None else frozenset(queue for queue, ready in depths.ready.items() if ready)
                 self.answers.put((number, waiting))

@@ -19,6 +19,8 @@ from taskq.errors import ConfigurationError
 MOST_CONNECTIONS = 32
 #: How long a connection may last, in seconds.
 LONGEST = 5.0
+#: How long the server pauses after an error of its own, in seconds.
+PAUSE = 0.1
 #: The longest request, in bytes.
 LARGEST_REQUEST = 8192
 _PHRASES = {
@@ -73,6 +75,7 @@ class Server:
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(wake, selectors.EVENT_READ)
         self._wake = wake
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="taskq-http", daemon=True)
 
     @property
@@ -87,24 +90,30 @@ class Server:
 
     def stop(self) -> None:
         """Answer no more, and close every connection."""
+        self._stopping.set()
         self._waker.close()
         self._thread.join()
 
     def _serve(self) -> None:
-        while True:
-            now = time.monotonic()
-            # In the order in which they came, and so in that in which they are over.
-            for connection in [connection for connection in self._connections.values() if connection.until <= now]:
-                self._drop(connection)
-            oldest = next(iter(self._connections.values()), None)
-            for key, events in self._selector.select(None if oldest is None else oldest.until - now):
-                if key.fileobj is self._wake:
-                    self._close()
-                    return
-                if key.fileobj is self._listener:
-                    self._accept()
-                elif key.data.peer in self._connections:
-                    self._advance(key.data, events)
+        while not self._stopping.is_set():
+            try:
+                self._turn()
+            except Exception as error:  # a worker that no probe reaches is killed, however well it does
+                logger.error("http_failing", error=repr(error), exc_info=error)
+                self._stopping.wait(PAUSE)
+        self._close()
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        # In the order in which they came, and so in that in which they are over.
+        for connection in [connection for connection in self._connections.values() if connection.until <= now]:
+            self._drop(connection)
+        oldest = next(iter(self._connections.values()), None)
+        for key, events in self._selector.select(None if oldest is None else oldest.until - now):
+            if key.fileobj is self._listener:
+                self._accept()
+            elif key.data is not None and key.data.peer in self._connections:
+                self._advance(key.data, events)
 
     def _accept(self) -> None:
         try:
@@ -117,8 +126,9 @@ class Server:
         if len(self._connections) >= MOST_CONNECTIONS:
             self._drop(next(iter(self._connections.values())))
         peer.setblocking(False)
-        connection = self._connections[peer] = Connection(peer, time.monotonic() + LONGEST)
+        connection = Connection(peer, time.monotonic() + LONGEST)
         self._selector.register(peer, selectors.EVENT_READ, connection)
+        self._connections[peer] = connection
         # Whoever asks has most often sent the request by now.
         self._advance(connection, selectors.EVENT_READ)
 

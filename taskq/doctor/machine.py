@@ -17,8 +17,8 @@ from taskq.doctor.patient import Patient
 from taskq.errors import DatabaseError
 from taskq.liveness import Pipe, folder_of
 from taskq.sqlite import Database, path_of
+from taskq.version import DISTRIBUTION, version
 
-DISTRIBUTION = "taskq-core"
 #: The driver of each kind of backend that needs one, and the extra of ours that installs it.
 DRIVERS: Mapping[str, tuple[str, str]] = {
     "redis": ("redis", "redis"),
@@ -49,7 +49,10 @@ def python(_: Patient) -> Iterator[Finding]:
 def packages(patient: Patient) -> Iterator[Finding]:
     """Whether what taskq needs is installed, in versions that it can use."""
     driver, extra = DRIVERS.get(patient.settings.backend.partition("://")[0], (None, None))
-    seen = {DISTRIBUTION: metadata.version(DISTRIBUTION)}
+    if not (installed := version()):
+        yield warning("packages", "this is a checkout that is not installed", f"pip install {DISTRIBUTION}")
+        return
+    seen = {DISTRIBUTION: installed}
     for requirement in metadata.requires(DISTRIBUTION) or ():
         name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
         if "extra ==" in requirement and name != driver:

@@ -73,6 +73,9 @@ class AmqpReplies:
                     self._begun.set()
                     break
                 self._closing.wait(PAUSE)
+            except Exception as error:  # without this thread, whoever waits for a result would wait for ever
+                logger.error("replies_failed", broker=masked(self._settings.broker), error=repr(error), exc_info=error)
+                self._closing.wait(PAUSE)
         self._ear.close()
         self._bell.close()
 

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from taskq.workers.metrics import VERSION, Metrics
+from taskq.version import version
+from taskq.workers.metrics import Metrics
 from taskq.workers.outcome import SUCCEEDED, Outcome
 from taskq.workers.vitals import MOST_TASKS, RUN_BOUNDS, Place, Vitals
 from taskq.workers.watchdog import Depths
@@ -51,7 +52,7 @@ def test_what_was_counted_is_there(vitals: Vitals) -> None:
     assert value(found, "taskq_settle_seconds_count") == 1
     assert [value(found, "taskq_slots", state=state) for state in ("busy", "free", "down")] == [1, 0, 1]
     assert value(found, "taskq_child_memory_bytes", slot="0") > 2**20
-    assert value(found, "taskq_build_info", version=VERSION) == 1
+    assert value(found, "taskq_build_info", version=version()) == 1
 
 
 def test_queues_are_told_as_they_were_found_last(vitals: Vitals) -> None:
