@@ -13,7 +13,6 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -24,8 +23,9 @@ from taskq.broker.publisher import Publisher
 from taskq.config import DEFAULTS, NAMES, Settings, masked
 from taskq.control import Revoke
 from taskq.errors import ConfigurationError, MessageError, TaskqError, UnsupportedFeature
+from taskq.version import version
 from taskq.workers.desk import Desk
-from taskq.workers.portrait import Painter
+from taskq.workers.portrait import Painter, shown, text_in
 from taskq.workers.snapshot import Child, Snapshot, take
 from taskq.workers.supervisor import Supervisor
 from taskq.workers.tap import Held, Tap
@@ -69,7 +69,7 @@ class Commands:
             "active": self._active,
             "reserved": self._reserved,
             "scheduled": lambda _: [],  # what waits for its time waits at the broker
-            "registered": lambda _: list(self._snapshot().tasks),
+            "registered": self._registered,
             "revoked": lambda _: list(self._snapshot().revoked),
             "active_queues": lambda _: [_queue(name) for name in about.queues],
             "query_task": self._query,
@@ -100,7 +100,7 @@ class Commands:
         obey = self._known.get(command.method)
         try:
             if obey is None:
-                raise UnsupportedFeature(_REFUSALS.get(command.method) or f"taskq has no command {command.method!r}")
+                raise UnsupportedFeature(_REFUSALS.get(command.method) or f"taskq has no command {shown(command.method)}")
             return obey(given)
         except TaskqError as error:
             return {"error": str(error)}
@@ -125,12 +125,20 @@ class Commands:
     def _reserved(self, _: Arguments) -> list[dict[str, Any]]:
         return [self._painter.info(held) for held in self._snapshot().reserved]
 
+    def _registered(self, given: Arguments) -> list[str]:
+        """The names of the tasks, each with what it says of itself in the fields that are asked for."""
+        fields, known = given.get("taskinfoitems") or [], self._desk.ask(lambda supervisor: supervisor.children.launcher.facts)
+        if not isinstance(fields, list) or not all(isinstance(field, str) for field in fields):
+            raise MessageError(f"the argument 'taskinfoitems' is {shown(fields)}, no list of fields such as 'max_retries'")
+        found = {name: [f"{field}={facts[field]}" for field in fields if field in facts] for name, facts in known.items()}
+        return [f"{name} [{' '.join(told)}]" if told else name for name, told in found.items()]
+
     def _query(self, given: Arguments) -> dict[str, Any]:
         wanted, snapshot = frozenset(_texts(given, "ids")), self._snapshot()
         found: list[tuple[str, Held, Child | None]] = [("reserved", held, None) for held in snapshot.reserved]
         found += [("active", child.task, child) for child in snapshot.children if child.task is not None]
         infos = [(state, self._painter.info(held, child)) for state, held, child in found]
-        return {info["id"]: (state, info) for state, info in infos if info["id"] in wanted}
+        return {info["id"]: (state, info) for state, info in infos if isinstance(info["id"], str) and info["id"] in wanted}
 
     def _stats(self, _: Arguments) -> dict[str, Any]:
         settings, snapshot = self._settings, self._snapshot()
@@ -158,7 +166,7 @@ class Commands:
         return {
             "app": about.app,
             "pid": os.getpid(),
-            "version": version("taskq-core"),
+            "version": version(),
             "state": snapshot.state,
             "uptime": round(snapshot.taken_at - about.started, 3),
             "queues": list(about.queues),
@@ -175,7 +183,7 @@ class Commands:
         if child.task is None:
             return described
         message = self._painter.message(child.task)
-        task = {"id": message.headers.get("id"), "name": message.headers.get("task"), "queue": child.task.queue}
+        task = {"id": text_in(message, "id"), "name": text_in(message, "task"), "queue": child.task.queue}
         if self._settings.show_arguments:
             task["args"], task["kwargs"] = self._painter.arguments(message)
         return {**described, "task": {**task, "seconds": round(max(0.0, now - child.since), 3)}}
@@ -188,7 +196,7 @@ class Commands:
 
     def _report(self) -> str:
         about = {
-            "software": f"taskq {version('taskq-core')}, kombu {version('kombu')}, Python {platform.python_version()}",
+            "software": f"taskq {version()}, kombu {version('kombu')}, Python {platform.python_version()}",
             "platform": platform.platform(),
             "worker": f"{self._about.worker}, application {self._about.app}",
             **{name: value for name, value in self._conf({}).items() if value != DEFAULTS[name]},
@@ -238,6 +246,9 @@ class Commands:
         return {"ok": f"task events {what}"}
 
 
+#: How many tasks a command may name, each by an id of at most so many bytes.
+MOST_IDS = 10_000
+LONGEST_ID = 255
 #: What a command answers that is not this worker's business.
 SILENCE = object()
 
@@ -307,18 +318,25 @@ def _queue(name: str) -> dict[str, Any]:
 
 
 def _texts(given: Arguments, name: str) -> Sequence[str]:
-    """One text, or several; Celery's clients send either."""
+    """One id, or several; Celery's clients send either. Raises ``MessageError``."""
     value = given.get(name)
     texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise MessageError(f"the argument {name!r} is {value!r}, no task id and no list of them")
+    if not isinstance(texts, list) or not all(map(_is_id, texts)):
+        raise MessageError(f"the argument {name!r} is {shown(value)}, no task id and no list of them")
+    if len(texts) > MOST_IDS:
+        raise MessageError(f"the argument {name!r} names {len(texts)} tasks; name at most {MOST_IDS} at once")
     return texts
+
+
+def _is_id(value: Any) -> bool:
+    """Whether a broker can keep what is said of this task."""
+    return isinstance(value, str) and 0 < len(value.encode(errors="surrogatepass")) <= LONGEST_ID and value.isprintable()
 
 
 def _number(given: Arguments, name: str, default: int) -> int:
     value = given.get(name, default)
     if type(value) is not int or value < 1:
-        raise ConfigurationError(f"the argument {name!r} must be a whole number above 0, not {value!r}")
+        raise ConfigurationError(f"the argument {name!r} must be a whole number above 0, not {shown(value)}")
     return value
 
 
@@ -328,5 +346,5 @@ def _signal(value: Any) -> signal.Signals | None:
         if isinstance(value, str):
             return signal.Signals[value if value.startswith("SIG") else f"SIG{value}"]
         return None if value is None else signal.Signals(value)
-    except (KeyError, ValueError):
-        raise ConfigurationError(f"there is no signal {value!r}") from None
+    except (KeyError, ValueError, TypeError):
+        raise ConfigurationError(f"there is no signal {shown(value)}") from None

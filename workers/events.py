@@ -11,14 +11,17 @@ import os
 import platform
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
+from taskq import log
 from taskq.broker.pidbox import Clock
 from taskq.message import DEAD_DETAIL, DEAD_REASON, DEAD_TRACEBACK, HISTORY, Message
+from taskq.version import version
 from taskq.workers.outcome import Outcome
-from taskq.workers.portrait import Painter, cut
+from taskq.workers.portrait import Painter, cut, text_in
 from taskq.workers.tap import Happening
+
+logger = log.get_logger("taskq.remote")
 
 #: How often worker-heartbeat is sent, in seconds. Celery's monitors hold a worker for dead after twice that.
 HEARTBEAT = 2.0
@@ -31,7 +34,9 @@ class Chronicle:
         self._node = node
         self._painter = painter
         self._clock = clock
-        self._software = {"sw_ident": "taskq", "sw_ver": version("taskq-core"), "sw_sys": platform.system()}
+        #: How many events could not be told.
+        self.failed = 0
+        self._software = {"sw_ident": "taskq", "sw_ver": version(), "sw_sys": platform.system()}
 
     def worker(self, kind: str, *, active: int, processed: int) -> dict[str, Any]:
         """An event about the worker itself: online, heartbeat, offline."""
@@ -40,24 +45,31 @@ class Chronicle:
         return self._event(f"worker-{kind}", time.time(), about)
 
     def tasks(self, happenings: Sequence[Happening]) -> list[dict[str, Any]]:
-        """The events about tasks, in their order."""
-        events = []
+        """The events about tasks, in their order. One that cannot be told is left out, and counted in ``failed``."""
+        events: list[dict[str, Any]] = []
         for happening in happenings:
-            message = self._painter.message(happening.held)
-            task_id = message.headers.get("id")
-            if not isinstance(task_id, str):
-                # Celery's monitors know tasks by their id alone.
-                continue
-            about = {"uuid": task_id, "name": message.headers.get("task")}
-            if happening.outcome is None:
-                kind, more = ("started", {}) if happening.begun else ("received", self._received(happening, message))
-                events.append(self._event(f"task-{kind}", happening.at, {**about, **more}))
-                continue
-            if (end := self._end(happening, happening.outcome)) is not None:
-                if happening.seconds and not happening.told:
-                    events.append(self._event("task-started", happening.at - happening.seconds, about))
-                events.append(self._event(f"task-{end[0]}", happening.at, {**about, **end[1]}))
+            try:
+                events += self._told(happening)
+            except Exception as error:  # whatever a message or an outcome holds, what happened to the others is to be told
+                self.failed += 1
+                logger.debug("event_failed", error=repr(error), exc_info=error)
         return events
+
+    def _told(self, happening: Happening) -> list[dict[str, Any]]:
+        message = self._painter.message(happening.held)
+        task_id = text_in(message, "id")
+        if task_id is None:
+            # Celery's monitors know tasks by their id alone.
+            return []
+        about = {"uuid": task_id, "name": text_in(message, "task")}
+        if happening.outcome is None:
+            kind, more = ("started", {}) if happening.begun else ("received", self._received(happening, message))
+            return [self._event(f"task-{kind}", happening.at, {**about, **more})]
+        if (end := self._end(happening, happening.outcome)) is None:
+            return []
+        begun = happening.seconds and not happening.told
+        started = [self._event("task-started", happening.at - happening.seconds, about)] if begun else []
+        return [*started, self._event(f"task-{end[0]}", happening.at, {**about, **end[1]})]
 
     def _event(self, kind: str, at: float, about: dict[str, Any]) -> dict[str, Any]:
         zone = time.altzone if time.localtime().tm_isdst else time.timezone
@@ -65,9 +77,8 @@ class Chronicle:
         return {**head, "utcoffset": zone // 3600, "clock": self._clock.forward(), **about}
 
     def _received(self, happening: Happening, message: Message) -> dict[str, Any]:
-        headers = message.headers
         args, kwargs = self._painter.arguments(message)
-        named = {name: headers.get(name) for name in ("root_id", "parent_id", "eta", "expires")}
+        named = {name: text_in(message, name) for name in ("root_id", "parent_id", "eta", "expires")}
         return {**named, "args": args, "kwargs": kwargs, "retries": message.count("retries"), "queue": happening.held.queue}
 
     def _end(self, happening: Happening, outcome: Outcome) -> tuple[str, dict[str, Any]] | None:
@@ -102,10 +113,11 @@ def _dead(letter: Message) -> tuple[str, dict[str, Any]]:
 
 
 def _failure(outcome: Outcome) -> dict[str, Any]:
-    """The exception in the outcome's record; unknown where no results are kept."""
-    if outcome.record is None:
-        return {"exception": "unknown: no results are kept", "traceback": None}
-    meta = outcome.record.described()
+    """The exception in the outcome's record, whether that is kept or not."""
+    record = outcome.record or outcome.unkept
+    if record is None:
+        return {"exception": "unknown: its message has no id", "traceback": None}
+    meta = record.described()
     error = meta.get("result") or {}
     arguments = ", ".join(map(repr, error.get("exc_message") or ()))
     return {"exception": cut(f"{error.get('exc_type')}({arguments})"), "traceback": meta.get("traceback")}

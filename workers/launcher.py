@@ -77,6 +77,8 @@ class Launcher:
         self.lost = False
         #: The tasks of the application that it has imported, in the order in which its children number them.
         self.tasks: tuple[str, ...] = ()
+        #: What these say of themselves, see ``Ready``.
+        self.facts: dict[str, dict[str, str]] = {}
 
     def fileno(self) -> int:
         """The control socket, readable when ``reports`` has something."""
@@ -96,7 +98,7 @@ class Launcher:
         reports = [decoded(self._decode, line, "what the zygote reports") for line in lines]
         for report in reports:
             if isinstance(report, Ready):
-                self.tasks = report.tasks
+                self.tasks, self.facts = report.tasks, report.facts
         return reports
 
     def start_child(self, index: int) -> tuple[socket.socket, int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from taskq.broker.interface import Decode
+from taskq.decoding import UNREADABLE
 from taskq.errors import MessageError
 from taskq.message import Message, undecodable
 from taskq.results.store import Record
@@ -23,7 +24,7 @@ HIDDEN = "(not shown)"
 
 
 class Painter:
-    """Reads messages of one worker's broker; ``worker`` is the worker's name."""
+    """Reads messages of one worker's broker; ``worker`` is the worker's name. Whatever a message holds, nothing is raised."""
 
     def __init__(self, read: Decode, worker: str, *, show_arguments: bool) -> None:
         self._read = read
@@ -34,7 +35,7 @@ class Painter:
         """The message, or what there is of one that cannot be read."""
         try:
             return self._read(held.properties, held.body)
-        except MessageError:
+        except (MessageError, *UNREADABLE):
             return undecodable(held.body)
 
     def info(self, held: Held, child: Child | None = None) -> dict[str, Any]:
@@ -42,11 +43,11 @@ class Painter:
         message = self.message(held)
         args, kwargs = self.arguments(message)
         return {
-            "id": message.headers.get("id"),
-            "name": message.headers.get("task"),
+            "id": text_in(message, "id"),
+            "name": text_in(message, "task"),
             "args": args,
             "kwargs": kwargs,
-            "type": message.headers.get("task"),
+            "type": text_in(message, "task"),
             "hostname": self._worker,
             "time_start": None if child is None else wall(child.since),
             "acknowledged": False,
@@ -63,22 +64,39 @@ class Painter:
         """The arguments and the keyword arguments as text."""
         if not self._show:
             return HIDDEN, HIDDEN
-        shown = [message.headers.get(name) for name in ("argsrepr", "kwargsrepr")]
-        if not all(isinstance(text, str) for text in shown):
-            body: Any = None
-            try:
-                body = decode(message.body, message.content_encoding)
-            except MessageError as error:
-                return cut(str(error)), ""
-            own = body[:2] if isinstance(body, list) and len(body) >= 2 else (body, None)
-            shown = [text if isinstance(text, str) else repr(value) for text, value in zip(shown, own, strict=True)]
-        return cut(str(shown[0])), cut(str(shown[1]))
+        given = [text_in(message, name) for name in ("argsrepr", "kwargsrepr")]
+        if None not in given:
+            return str(given[0]), str(given[1])
+        body: Any = None
+        try:
+            body = decode(message.body, message.content_encoding)
+        except MessageError as error:
+            return cut(str(error)), ""
+        own = body[:2] if isinstance(body, list) and len(body) >= 2 else (body, None)
+        args, kwargs = (text or shown(value) for text, value in zip(given, own, strict=True))
+        return args, kwargs
 
     def result(self, record: Record) -> str:
         """What a task has returned, out of its record."""
-        return cut(repr(record.described().get("result"))) if self._show else HIDDEN
+        return shown(record.described().get("result")) if self._show else HIDDEN
+
+
+def text_in(message: Message, header: str) -> str | None:
+    """The text in the message's header, cut short; None where there is none, or something that is no text."""
+    value = message.headers.get(header)
+    return cut(value) if isinstance(value, str) else None
+
+
+def shown(value: Any) -> str:
+    """A JSON value as ``repr`` writes it, cut short."""
+    try:
+        return cut(repr(value))
+    except (RecursionError, ValueError):
+        return f"<a {type(value).__name__} that cannot be shown>"
 
 
 def cut(text: str, longest: int = LONGEST) -> str:
-    """The text, cut short where it is long."""
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+    """The text, cut short where it is long, in characters that can be written."""
+    if len(text) > longest:
+        text = f"{text[: longest - 1]}…"
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()

@@ -148,8 +148,8 @@ class Remote:
     def _report(self, mailbox: Mailbox) -> None:
         """Tell of tasks."""
         if events := self._chronicle.tasks(self._tap.drain(MOST_AT_ONCE)):
-            mailbox.report(events, "task.multi")
-        dropped, now = self._tap.dropped, time.monotonic()
+            self._chronicle.failed += mailbox.report(events, "task.multi")
+        dropped, now = self._tap.dropped + self._chronicle.failed, time.monotonic()
         if dropped > self._dropped and now >= self._complain_at:
             self._complain_at = now + COMPLAIN_SECONDS
             logger.warning("events_dropped", count=dropped - self._dropped)

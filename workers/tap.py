@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from taskq.broker.interface import Delivery
+from taskq.workers.note import UNREAD
 from taskq.workers.outcome import Outcome
 from taskq.workers.slot import Slot
 
@@ -73,8 +74,10 @@ class Tap:
             # Some were given back, or their connection broke: they do not end here.
             self._begun &= {delivery for slot in slots for delivery in slot.pending.values()}
         for slot in slots:
-            delivery = slot.pending.get(slot.running())
-            if delivery is not None and delivery not in self._begun:
+            number, _, hard = slot.note.deadlines()
+            delivery = slot.pending.get(number)
+            # Until the child has read the message, its task may be unknown, expired or not due: then it does not begin.
+            if delivery is not None and hard != UNREAD and delivery not in self._begun:
                 self._begun.add(delivery)
                 self._add(Happening(wall(slot.note.started), held(delivery), begun=True))
 

@@ -8,6 +8,7 @@ child ended, was stopped or runs again, because only a parent can know it. It ru
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import os
 import select
@@ -18,7 +19,6 @@ import subprocess
 import sys
 import threading
 import traceback
-from importlib import metadata
 from typing import Any
 
 import msgspec
@@ -28,6 +28,8 @@ from taskq.config import Settings
 from taskq.describe import LONGEST_TRACEBACK, text_of
 from taskq.errors import TaskqError
 from taskq.schedule import Schedule
+from taskq.task import Task
+from taskq.version import version
 from taskq.workers import blackbox, child
 from taskq.workers.lifeline import die_with_parent
 from taskq.workers.note import Note
@@ -42,6 +44,7 @@ class Ready(msgspec.Struct, tag=True):
     """The application is imported; these are its settings, queues and tasks, in the order in which children number them.
 
     ``routes``: the queues of the tasks that name one. ``folders`` hold its source, where ``reload`` wants it watched.
+    ``facts`` are what each task says of itself, by Celery's names, for whoever asks.
     """
 
     version: str
@@ -54,6 +57,7 @@ class Ready(msgspec.Struct, tag=True):
     routes: dict[str, str]
     schedules: list[Schedule]
     folders: tuple[str, ...]
+    facts: dict[str, dict[str, str]] = {}
 
 
 class Failed(msgspec.Struct, tag=True):
@@ -110,7 +114,7 @@ class Zygote:
         """What the supervisor has to know of the application."""
         app = self.app
         return Ready(
-            _version(),
+            version(),
             app.name,
             app.settings,
             app.queue_names(),
@@ -120,6 +124,7 @@ class Zygote:
             app.routes(),
             list(app.schedules.values()),
             source_folders() if app.settings.reload else (),
+            {name: _facts(app.tasks[name]) for name in self.execute.names},
         )
 
     def report(self, report: Report) -> None:
@@ -205,12 +210,14 @@ class Zygote:
                 self.report(Exited(process_id, status, usage.ru_maxrss * unit))
 
 
-def _version() -> str:
-    """Which taskq this is; empty in a checkout that was never installed."""
-    try:
-        return metadata.version("taskq-core")
-    except metadata.PackageNotFoundError:
-        return ""
+def _facts(task: Task[..., Any]) -> dict[str, str]:
+    """What the task's decorator says, as text; without what it leaves open."""
+    policy, names = task.retry_policy, ("time_limit", "soft_time_limit", "acks_late", "on_timeout", "on_worker_lost", "bind")
+    said: dict[str, Any] = {**task.defaults, **{name: getattr(task, name) for name in names}}
+    said |= {field.name: getattr(policy, field.name) for field in dataclasses.fields(policy) if field.name != "retry_on"}
+    for name in ("autoretry_for", "dont_autoretry_for"):
+        said[name] = ",".join(kind.__name__ for kind in said[name]) or None
+    return {name: str(value) for name, value in said.items() if value is not None}
 
 
 def _threads() -> int:
