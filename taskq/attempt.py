@@ -48,6 +48,7 @@ class Attempt(msgspec.Struct, frozen=True):
     ``retries`` counts how often the task raised before, ``crashes`` how often the process that ran it died, ``deliveries`` how
     often the broker handed the message out. ``redelivered`` says that it had handed it out before, to a holder that vanished.
     ``history`` holds the attempts so far, oldest first. ``called_directly`` says that this is a plain call: nobody will retry.
+    ``priority``, ``correlation_id`` and ``reply_to`` are the message's.
     """
 
     id: str
@@ -63,6 +64,43 @@ class Attempt(msgspec.Struct, frozen=True):
     history: tuple[Past, ...] = ()
     retry_policy: RetryPolicy = _DEFAULT_POLICY
     called_directly: bool = False
+    priority: int | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+
+    @property
+    def timelimit(self) -> tuple[float | None, float | None]:
+        """The hard and the soft time limit, in seconds, that the call itself asks for."""
+        limits = self.headers.get("timelimit")
+        return (limits[0], limits[1]) if isinstance(limits, list) and len(limits) == 2 else (None, None)
+
+    @property
+    def group(self) -> str | None:
+        """The id of the group that the call is a member of."""
+        group = self.headers.get("group")
+        return group if isinstance(group, str) else None
+
+    @property
+    def eta(self) -> str | None:
+        """Before which moment it must not run (ISO 8601)."""
+        return self.headers.get("eta")
+
+    @property
+    def expires(self) -> str | None:
+        """After which moment it must not run (ISO 8601)."""
+        return self.headers.get("expires")
+
+    @property
+    def delivery_info(self) -> dict[str, Any]:
+        """How the message came here, in Celery's words."""
+        info = {"exchange": "", "routing_key": self.queue, "priority": self.priority}
+        return {**info, "redelivered": self.redelivered}
+
+    @property
+    def properties(self) -> dict[str, Any]:
+        """The message's properties, in Celery's words."""
+        named = {"correlation_id": self.correlation_id, "reply_to": self.reply_to, "priority": self.priority}
+        return {**named, "delivery_info": self.delivery_info}
 
     @property
     def number(self) -> int:

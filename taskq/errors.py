@@ -225,13 +225,20 @@ class ResultTimeout(ResultError, TimeoutError):
 class TaskFailed(ResultError):
     """The task failed with an exception that cannot be rebuilt here.
 
-    ``exc_type`` is the name of the original class, ``traceback`` the text of the remote traceback.
+    ``exc_type`` is the name of the original class, ``traceback`` the text of the remote traceback. Given one text alone, as
+    by a Celery client that reads the result, it is an error of its own class.
     """
 
-    def __init__(self, exc_type: str, text: str, traceback: str | None = None) -> None:
+    def __init__(self, exc_type: str, text: str | None = None, traceback: str | None = None) -> None:
+        if text is None:
+            exc_type, text = type(self).__name__, exc_type
         super().__init__(f"{exc_type}: {text}" if text else exc_type)
         self.exc_type = exc_type
         self.traceback = traceback
+        self._text = text
+
+    def __reduce__(self) -> tuple[type[TaskFailed], tuple[str, str, str | None]]:
+        return type(self), (self.exc_type, self._text, self.traceback)
 
 
 class DeadLettered(TaskFailed):

@@ -75,7 +75,7 @@ def gather(app: TaskQ, task_id: str, queue: str | None = None, *, timeout: float
     ask("the broker", _ask_broker(app, task_id, queue or _queue_of(app, known.get("plan"), task_id)))
     if (broker := unasked.get("the broker")) is None:
         # What has failed may have been replayed since; any other end is the end.
-        if (known.get("meta") or {}).get("status") in (None, "STARTED", "FAILURE") and known.get("letter") is None:
+        if (known.get("meta") or {}).get("status") in (None, "STARTED", "RETRY", "FAILURE") and known.get("letter") is None:
             ask("the workers", _ask_workers(app, task_id, timeout))
     elif "meta" not in known:
         raise broker

@@ -63,7 +63,11 @@ def _alive(facts: Facts) -> Found | None:
 
 def _ended(facts: Facts) -> Answer | None:
     meta, alive = facts.meta, _alive(facts)
-    if meta is None or meta.get("status") == "STARTED" or (facts.seen is not None and meta.get("status") == "FAILURE"):
+    if (
+        meta is None
+        or meta.get("status") in ("STARTED", "RETRY")
+        or (facts.seen is not None and meta.get("status") == "FAILURE")
+    ):
         return None
     if alive is not None and alive.message.attempt > (meta.get("attempt") or 0):
         # The end of an earlier attempt: it was replayed, or sent again under its id.

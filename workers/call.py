@@ -70,6 +70,9 @@ def read_call(message: Message, delivery: Delivery, policy: RetryPolicy) -> Call
         headers=headers,
         history=past(headers.get(HISTORY)),
         retry_policy=policy,
+        priority=message.priority,
+        correlation_id=message.correlation_id,
+        reply_to=message.reply_to,
     )
     time_limit, soft_time_limit = _limits(headers.get("timelimit"))
     return Call(

@@ -26,7 +26,17 @@ from taskq.results.store import Record
 from taskq.workers.ending import counted, ended_badly
 from taskq.workers.launcher import Death
 from taskq.workers.note import NO_TERMS, Terms
-from taskq.workers.outcome import Outcome, again, dead_letter, failure, record, revoked, runs_at_most_once, with_attempt
+from taskq.workers.outcome import (
+    Outcome,
+    again,
+    dead_letter,
+    ended,
+    failure,
+    record,
+    revoked,
+    runs_at_most_once,
+    with_attempt,
+)
 
 #: From how many unexplained returns on a message is suspected without any proof: connections break more often than workers.
 SUSPICIOUS = 5
@@ -97,7 +107,8 @@ class Coroner:
         if reason == "revoked":
             logger.warning("task_revoked", **_about(queue, message), terminated=True, died=str(end))
             why = revoked("terminated")
-            return ended_badly(Outcome("revoked", record=self._record(message, "REVOKED", why)), message, why, self._route)
+            outcome = ended("revoked", self._record(message, "REVOKED", why), message, "REVOKED", why)
+            return ended_badly(outcome, message, why, self._route)
         if reason == "time limit":
             return self._timed_out(queue, message, end)
         if end.terms.at_most_once:
@@ -125,7 +136,7 @@ class Coroner:
         """The message's task was revoked before it ran: that is its end."""
         logger.warning("task_revoked", **_about(queue, message))
         kept, why = not message.headers.get("ignore_result"), revoked("revoked")
-        outcome = Outcome("revoked", record=self._record(message, "REVOKED", why) if kept else None)
+        outcome = ended("revoked", self._record(message, "REVOKED", why) if kept else None, message, "REVOKED", why)
         return ended_badly(outcome, message, why, self._route)
 
     def came_back(self, queue: str, message: Message, *, orphaned: bool, begun: bool, record: Record | None = None) -> Outcome:

@@ -44,7 +44,7 @@ from taskq.task import Task, router
 from taskq.workers.call import Arguments, Call, read_arguments, read_call, with_failure
 from taskq.workers.ending import ended_badly, ended_well, passes_on, read_embed
 from taskq.workers.note import Terms
-from taskq.workers.outcome import SUCCEEDED, Outcome, again, described, record, revoked, with_attempt
+from taskq.workers.outcome import SUCCEEDED, Outcome, again, described, ended, record, revoked, with_attempt
 from taskq.workers.surroundings import Alone, Surroundings
 from taskq.workers.verify import FOLLOW_UP_REFUSED, Verifier
 
@@ -244,7 +244,7 @@ class Executor:
     def _raised(self, task: Task[..., Any], call: Call, error: BaseException, seconds: float) -> Outcome:
         """The task ended with an exception: what it asks for, or a retry, or its failure."""
         attempt, queue = call.attempt, str(call.attempt.queue)
-        cause = error.exc if isinstance(error, Retry) and error.exc is not None else error
+        cause = _cause(error)
         # It has ended without taking its worker down: whatever it was suspected of, it is cleared.
         message = call.message.without(ALONE, RETURNS, SUSPECTED)
         message = with_attempt(message, self._worker, time.time() - seconds, seconds, repr_of(cause))
@@ -256,21 +256,29 @@ class Executor:
             again_at = time.time() + delay
             eta = datetime.fromtimestamp(again_at, UTC).isoformat() if delay > 0 else None
             copy = message.with_headers(retries=attempt.retries + 1, eta=eta, **{SENT: again_at})
-            return Outcome("retried", (Publication(queue, copy, delay),))
+            return Outcome("retried", (Publication(queue, copy, delay),), self._between(task, call, error, message))
         if not (attempt.retries or isinstance(error, Retry) or self._wants_retry(task, error)):
             return self._failed(task, call, cause, message, seconds)
         logger.error("task_failed", error=repr_of(cause), seconds=round(seconds, 6), exc_info=cause)
-        about, text = described(cause), traceback_of(error if cause.__traceback__ is None else cause)
+        about, text = described(cause), _trace(error, cause)
         end = self._end(task, call, "FAILURE", about, text, message=message)
         detail = f"{attempt.retries} retries, and then {repr_of(cause)}"
         return self._verify.dead_letter(queue, message, "retries exhausted", detail, described=about, end=end, text=text)
+
+    def _between(self, task: Task[..., Any], call: Call, error: BaseException, message: Message) -> Record | None:
+        """What is recorded until the next attempt; the beginning of a task that runs at most once has to stand."""
+        if not self._keeps or call.ignore_result or not task.acks_late:
+            return None
+        cause = _cause(error)
+        return record(message, "RETRY", described(cause), _trace(error, cause))
 
     def _failed(self, task: Task[..., Any], call: Call, error: BaseException, message: Message, seconds: float) -> Outcome:
         """The task has failed, and no policy says that another attempt is worth it."""
         logger.error("task_failed", error=repr_of(error), seconds=round(seconds, 6), exc_info=error)
         about, text = described(error), traceback_of(error)
         end = self._end(task, call, "FAILURE", about, text, message=message)
-        return ended_badly(Outcome("failed", record=end), message, about, self._route, traceback=text)
+        outcome = ended("failed", end, message, "FAILURE", about, text)
+        return ended_badly(outcome, message, about, self._route, traceback=text)
 
     def _asked(
         self, task: Task[..., Any], call: Call, error: BaseException, message: Message, seconds: float
@@ -340,13 +348,13 @@ class Executor:
     def _revoked(self, task: Task[..., Any], call: Call, seconds: float) -> Outcome:
         logger.warning("task_revoked", terminated=True)
         why = revoked("terminated")
-        outcome = Outcome("revoked", record=self._end(task, call, "REVOKED", why, seconds=seconds))
+        outcome = ended("revoked", self._end(task, call, "REVOKED", why, seconds=seconds), call.message, "REVOKED", why)
         return ended_badly(outcome, call.message, why, self._route)
 
     def _expired(self, call: Call) -> Outcome:
         logger.warning("task_expired", task_id=call.attempt.id, task=call.attempt.task)
         keep, why = self._results and not call.ignore_result, revoked("expired")
-        outcome = Outcome("revoked", record=record(call.message, "REVOKED", why) if keep else None)
+        outcome = ended("revoked", record(call.message, "REVOKED", why) if keep else None, call.message, "REVOKED", why)
         return ended_badly(outcome, call.message, why, self._route)
 
     def _unknown(self, call: Call, queue: str, now: float) -> Outcome:
@@ -373,3 +381,13 @@ def _below_ours(trace: TracebackType | None) -> TracebackType | None:
     while trace is not None and trace.tb_frame.f_globals.get("__name__") in (__name__, Task.__module__):
         trace = trace.tb_next
     return trace
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What went wrong, where a task asks for a retry because of it."""
+    return error.exc if isinstance(error, Retry) and error.exc is not None else error
+
+
+def _trace(error: BaseException, cause: BaseException) -> str:
+    """The traceback; a cause that was never raised has none of its own."""
+    return traceback_of(error if cause.__traceback__ is None else cause)

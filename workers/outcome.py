@@ -75,12 +75,16 @@ class Flow(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
-    """What became of a delivery: what to publish next and what to record, before it is acked."""
+    """What became of a delivery: what to publish next and what to record, before it is acked.
+
+    ``unkept`` is the record of a bad end that is not to be kept: events tell of it, and that is all.
+    """
 
     event: Event
     publish: tuple[Publication, ...] = ()
     record: Record | None = None
     flow: Flow | None = None
+    unkept: Record | None = None
 
 
 SUCCEEDED = Outcome("succeeded")
@@ -162,6 +166,13 @@ def _argument(value: Any) -> Any:
 def revoked(why: str) -> dict[str, Any]:
     """What Celery records of a task that was revoked, or has expired."""
     return failure("TaskRevokedError", [why], "celery.exceptions")
+
+
+def ended(
+    event: Event, end: Record | None, message: Message, status: Status, described: dict[str, Any], traceback: str | None = None
+) -> Outcome:
+    """A bad end with its record, or where none is kept (``end`` is None) with one to be told of."""
+    return Outcome(event, record=end, unkept=record(message, status, described, traceback) if end is None else None)
 
 
 def past(message: Message) -> list[dict[str, Any]]:

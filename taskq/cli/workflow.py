@@ -17,7 +17,13 @@ from taskq.errors import ResultError
 from taskq.plan import Plan
 from taskq.results.store import Record
 
-_LOOKS = {"SUCCESS": ("✓", "green"), "FAILURE": ("✗", "red"), "REVOKED": ("⊘", "yellow"), "STARTED": ("▶", "cyan")}
+_LOOKS = {
+    "SUCCESS": ("✓", "green"),
+    "FAILURE": ("✗", "red"),
+    "REVOKED": ("⊘", "yellow"),
+    "STARTED": ("▶", "cyan"),
+    "RETRY": ("↻", "yellow"),
+}
 _LOOKS["IGNORED"] = _LOOKS["SUCCESS"]
 _WAITS = ("·", "dim")
 

@@ -49,7 +49,8 @@ class AsyncResult(Generic[R]):
 
         UNKNOWN says that there is neither an end nor a message of this id: it was never sent, its result is over its time to
         live, or none was to be kept. Only a broker in SQLite can tell; elsewhere that is PENDING too. STARTED is told of a task
-        that is part of a workflow and runs, or that must not run twice: it runs, or is lost.
+        that is part of a workflow and runs, or that must not run twice: it runs, or is lost. RETRY is told between two attempts
+        of a task that raised, with its error in ``meta``, but for one that must not run twice.
         """
         record = self._fetch()
         if record is None and self._source.holds(self.id) is False:

@@ -44,7 +44,8 @@ where results.expires <= ?8 or (
         or (excluded.round = results.round and (results.status = 'STARTED' or not results.own)))
     and excluded.attempt >= results.attempt
     and (results.status <> 'SUCCESS' or excluded.status = 'SUCCESS')
-    and (results.status = 'STARTED' or excluded.status <> 'STARTED' or excluded.attempt > results.attempt)
+    and (results.status in ('STARTED', 'RETRY') or excluded.status not in ('STARTED', 'RETRY')
+        or excluded.attempt > results.attempt)
 )
 """
 _BEGIN = f"""{_INSERT}
@@ -59,7 +60,8 @@ returning 1
 # Whoever waits is told only of an end that stands: its row is what the next one to store an end finds it by.
 _TELL = """
 delete from waiters where id in (
-    select id from results where id in (select value from json_each(?)) and status <> 'STARTED' and expires > ?
+    select id from results where id in (select value from json_each(?)) and status not in ('STARTED', 'RETRY')
+    and expires > ?
 ) returning waiter
 """
 # The members of a chord before the chord itself, whose deletion would take all of them with it at once.
@@ -99,7 +101,7 @@ class SqliteResults:
         """Keep the records durably and wake who waits for an end among them; raises ``DatabaseError`` and ``RecordRefused``."""
         now = time.time()
         rows = self._rows(records, now)
-        ends = [key for key, status, *_ in rows if status != "STARTED"]
+        ends = [key for key, status, *_ in rows if status not in ("STARTED", "RETRY")]
         with self._database.transaction():
             self._database.execute_many(_STORE, rows)
             waiters = self._database.execute(_TELL, (json.dumps(ends), now))

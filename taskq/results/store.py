@@ -13,7 +13,7 @@ import msgspec
 from taskq.decoding import decoded
 from taskq.results.ledger import Ledger
 
-Status = Literal["UNKNOWN", "PENDING", "STARTED", "SUCCESS", "FAILURE", "REVOKED", "IGNORED"]
+Status = Literal["UNKNOWN", "PENDING", "STARTED", "RETRY", "SUCCESS", "FAILURE", "REVOKED", "IGNORED"]
 #: What whoever asks to begin a task that runs at most once is told: it may; another run of it has begun; it has ended.
 Leave = Literal["granted", "taken", "over"]
 #: How long the claim on a complete chord is its holder's alone, in seconds from its last ``count``: the holder may be dead.
@@ -25,15 +25,15 @@ EXPIRE_SECONDS = 0.01
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How a task ended, or that it has started. ``meta`` is the JSON text of Celery's result format; stores carry it undecoded.
+    """How a task ended, or that it has started, or is to run again; ``meta`` is the JSON text of Celery's result format.
 
-    ``attempt`` is the ordinal of the attempt that this is about, ``meta`` holds it too; a record that Celery wrote has 0.
-    STARTED is no end; one that is ``lasting`` is of a task that must not run twice, and is kept until its end replaces it.
-    ``reply_to`` is the queue that the caller waits at, for the backend ``rpc://``.
+    Stores carry it undecoded. ``attempt`` is the ordinal of the attempt that this is about, ``meta`` holds it too; a record
+    that Celery wrote has 0. STARTED and RETRY are no ends; a STARTED that is ``lasting`` is of a task that must not run twice,
+    and is kept until its end replaces it. ``reply_to`` is the queue that the caller waits at, for the backend ``rpc://``.
 
-    Of a task that runs at most once, ``run`` names the run that this was written by: unlike an attempt, it is the same for no
-    two. What others write of the task, that it is lost for example, names none. ``round`` is ``Message.round``: the task may
-    begin once in each. ``meta`` holds both too, unless they are the defaults.
+    Of a task that runs at most once, ``run`` names the run that this was written by, which is the name of its worker. What
+    others write of the task, that it is lost for example, names none. ``round`` is ``Message.round``: the task may begin once
+    in each. ``meta`` holds both too, unless they are the defaults.
 
     What comes after ``attempt`` tells a store what to do with the record: one that is fetched does not have it.
     """
@@ -50,7 +50,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def is_end(self) -> bool:
         """Whether the task has ended."""
-        return self.status != "STARTED"
+        return self.status not in ("STARTED", "RETRY")
 
     def described(self) -> dict[str, Any]:
         """What the record says, in plain JSON values; raises ``MessageError`` for what somebody else has written."""
@@ -137,9 +137,9 @@ class Chords(Protocol):
 class ResultStore(Protocol):
     """Keeps one record per task until its time to live is over (measured from the end of the task).
 
-    A record replaces what stands if its attempt is no earlier one, but a beginning does not replace the end of its own attempt,
-    and only a success replaces a success: a dead letter that is replayed starts anew, and the late end of an attempt that was
-    given up hides nothing.
+    A record replaces what stands if its attempt is no earlier one, but what is no end does not replace the end of its own
+    attempt, and only a success replaces a success: a dead letter that is replayed starts anew, and the late end of an attempt
+    that was given up hides nothing.
 
     Of a task that runs at most once, the run that has begun has the last word in its round: its end replaces whatever others
     have written meanwhile, who believed it lost, and is replaced by nobody else.

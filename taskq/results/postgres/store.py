@@ -60,7 +60,8 @@ with {_GIVEN}, stored as (
         (standing.run is null or excluded.round > standing.round
             or (excluded.round = standing.round and (standing.status = 'STARTED' or not standing.own)))
         and excluded.attempt >= standing.attempt
-        and (excluded.status <> 'STARTED' or standing.status = 'STARTED' or excluded.attempt > standing.attempt)
+        and (excluded.status not in ('STARTED', 'RETRY') or standing.status in ('STARTED', 'RETRY')
+            or excluded.attempt > standing.attempt)
         and (excluded.status = 'SUCCESS' or standing.status <> 'SUCCESS')
     )
 )

@@ -27,8 +27,14 @@ PREFIX = "celery-task-meta-"
 _CHUNK = 500
 #: Seconds between two looks of a waiter, should the server have gone away without a word.
 _SAFETY_NET = 10.0
-#: Whatever else Celery writes (RETRY, a state of the application's) is of a task that has not ended.
-_ENDS: dict[str, Status] = {"SUCCESS": "SUCCESS", "FAILURE": "FAILURE", "REVOKED": "REVOKED", "IGNORED": "IGNORED"}
+#: Whatever else Celery writes (a state of the application's) is of a task that runs.
+_STATES: dict[str, Status] = {
+    "RETRY": "RETRY",
+    "SUCCESS": "SUCCESS",
+    "FAILURE": "FAILURE",
+    "REVOKED": "REVOKED",
+    "IGNORED": "IGNORED",
+}
 
 # What stands is decoded only where there is something, after a redelivery for example; what is no JSON was not written by us,
 # and has no say. ``begun`` is the run that has begun, where its record has been replaced by one of somebody else's.
@@ -231,4 +237,4 @@ def _record(task_id: str, meta: bytes) -> Record:
         failure = not_json(f"the result of {task_id!a}")
         described = {"task_id": readable(task_id), "status": "FAILURE", "result": failure, "traceback": None}
         return Record(task_id, "FAILURE", msgspec.json.encode(described))
-    return Record(task_id, _ENDS.get(head.status, "STARTED"), meta, head.attempt or 0)
+    return Record(task_id, _STATES.get(head.status, "STARTED"), meta, head.attempt or 0)

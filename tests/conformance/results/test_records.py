@@ -15,7 +15,7 @@ from taskq.results.store import Record, ResultStore, Status
 from tests.conformance.results.support import Backend, fetched, fresh, record
 from tests.support import eventually
 
-STATUSES: list[Status] = ["STARTED", "SUCCESS", "FAILURE", "REVOKED", "IGNORED"]
+STATUSES: list[Status] = ["STARTED", "RETRY", "SUCCESS", "FAILURE", "REVOKED", "IGNORED"]
 
 
 def test_records_come_back_in_the_order_of_the_ids(store: ResultStore) -> None:

@@ -37,7 +37,7 @@ def test_what_replies_say() -> None:
         b"[" * 100_000,
         b'{"status": 1}',
         b'{"status": NaN}',
-        b'{"status": "RETRY"}',
+        b'{"status": "MADE UP"}',
         b'{"status": "PENDING"}',
         b'{"status": "SUCCESS", "attempt": "1"}',
     ],

@@ -70,7 +70,8 @@ REMEMBERED = MESSAGE.with_headers(**{HISTORY: [{"ended": "KeyError('x')"}]})
     ("outcome", "kind", "fields"),
     [
         (Outcome("failed", record=FAILED), "failed", {"exception": "ValueError('no', 7)", "traceback": "the traceback"}),
-        (Outcome("failed"), "failed", {"exception": "unknown: no results are kept"}),
+        (Outcome("failed", unkept=FAILED), "failed", {"exception": "ValueError('no', 7)", "traceback": "the traceback"}),
+        (Outcome("failed"), "failed", {"exception": "unknown: its message has no id"}),
         (Outcome("retried", (Publication("mail", REMEMBERED),)), "retried", {"exception": "KeyError('x')"}),
         (again("crashed", "mail", REMEMBERED), "retried", {"exception": "KeyError('x')"}),
         (again("rejected", "mail", MESSAGE), "rejected", {"requeue": True}),
@@ -81,6 +82,11 @@ REMEMBERED = MESSAGE.with_headers(**{HISTORY: [{"ended": "KeyError('x')"}]})
         ),
         (
             Outcome("revoked", record=record(MESSAGE, "REVOKED", revoked("expired"))),
+            "revoked",
+            {"terminated": False, "expired": True},
+        ),
+        (
+            Outcome("revoked", unkept=record(MESSAGE, "REVOKED", revoked("expired"))),
             "revoked",
             {"terminated": False, "expired": True},
         ),
@@ -129,6 +135,9 @@ def test_a_task_that_runs_is_noticed_once() -> None:
     watched.look([slot])
     assert watched.drain(10) == []
     slot.note.begin(3, time.monotonic() - 1.0)
+    watched.look([slot])
+    assert watched.drain(10) == [], "its task may be unknown, or its time over"
+    slot.note.agree(note.Terms("one"))
     watched.look([slot])
     watched.look([slot])
     [begun] = watched.drain(10)
