@@ -14,9 +14,9 @@ from __future__ import annotations
 import functools
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -48,7 +48,7 @@ _MONTH = _Field(
 )
 _WEEKDAY = _Field("day_of_week", 0, 6, ("sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"))
 _LONGEST_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
-_PART = re.compile(r"(\*|\w+)(?:-(\w+))?(?:/(\d+))?", re.ASCII)
+_PART = re.compile(r"(\*|\w+)(?:-(\w+))?(?:/(\d{1,9}))?", re.ASCII)
 _NICKNAMES = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
@@ -150,9 +150,13 @@ def cron(text: str) -> Crontab:
     return Crontab(minute, hour, day_of_month, month_of_year, day_of_week, either=True)
 
 
-def _text(part: Part) -> str:
+def _text(part: Any) -> str:
     if isinstance(part, (int, str)):
         return str(part).replace(" ", "").lower()
+    if not isinstance(part, Iterable) or isinstance(part, (bytes, Mapping)):
+        raise ConfigurationError(
+            f"{part!r} is no part of a crontab: give a number, a text such as '8-18/2', or several of either"
+        )
     return ",".join(_text(one) for one in part)
 
 
@@ -176,7 +180,7 @@ def _parse(field: _Field, text: str) -> frozenset[int]:
 
 
 def _number(field: _Field, text: str, whole: str) -> int:
-    if text.isdigit():
+    if text.isdigit() and len(text) < 10:
         number = int(text)
     else:
         matching = [index for index, name in enumerate(field.names) if len(text) >= 3 and name.startswith(text)]

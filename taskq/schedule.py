@@ -13,7 +13,7 @@ import random
 import uuid
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, TypedDict, get_args
+from typing import Annotated, Any, Literal, TypedDict, get_args
 from zoneinfo import ZoneInfo, available_timezones
 
 import msgspec
@@ -25,11 +25,11 @@ from taskq.decoding import decoded
 from taskq.errors import ConfigurationError, MessageError
 from taskq.launch import launch
 from taskq.message import TICK, TICK_COPY
-from taskq.results.ledger import Ledger
+from taskq.results.ledger import LEDGER_SECONDS, Ledger
 from taskq.signature import Canvas
 from taskq.step import Step
 
-logger = log.get_logger("taskq.schedule")
+logger = log.get_logger("taskq.scheduler")
 
 #: What becomes of missed ticks: none of them is sent, only the latest, or each.
 Misfire = Literal["skip", "latest", "all"]
@@ -37,6 +37,10 @@ Misfire = Literal["skip", "latest", "all"]
 Overlap = Literal["allow", "skip"]
 #: How late a tick may be sent; then it counts as missed, as where another version of the app led, without this schedule.
 LATEST = timedelta(seconds=60)
+#: How far apart two ticks of a ``timedelta`` may be: rarer than that, nobody will be there to see it.
+LONGEST = timedelta(days=3660)
+#: The longest name, in characters.
+LONGEST_NAME = 200
 #: With ``misfire="all"``: how many missed ticks are sent at most, the latest.
 MOST_MISSED = 1000
 
@@ -109,6 +113,10 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
             after, end = (middle, end) if self.next_after(middle) <= until else (after, middle)
         return self.next_after(after)
 
+    def kept_for(self, state: State, now: datetime) -> float:
+        """For how many seconds from now its state is to be kept: past its next tick, so that it is not taken for a new one."""
+        return LEDGER_SECONDS + max(0.0, (self.next_after(max(state.last, now)) - now).total_seconds())
+
     def call(self, tick: Tick, copy: str | None) -> Step:
         """What is sent for the tick. ``copy`` tells this publication from others of the same tick, where there may be some."""
         step, options = self.step, dict(self.step.options)
@@ -138,6 +146,10 @@ class Tick(msgspec.Struct, frozen=True):
         return str(uuid.uuid5(_TICKS, self.key))
 
 
+#: With its zone.
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
 class State(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the ledger remembers of a schedule.
 
@@ -146,10 +158,14 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     rule: str
-    last: datetime
-    sent: datetime | None = None
-    pending: datetime | None = None
+    last: Moment
+    sent: Moment | None = None
+    pending: Moment | None = None
     copies: int = 0
+
+    def __post_init__(self) -> None:
+        if any(moment is not None and not 1970 <= moment.year < 3000 for moment in (self.last, self.sent, self.pending)):
+            raise ValueError("it names a moment at which no schedule was ever due")
 
     def begun(self, nominal: datetime) -> State:
         """Somebody begins to send this tick, or begins again."""
@@ -173,7 +189,7 @@ def entry_key(app: str, schedule: str) -> str:
 _decode_state = msgspec.json.Decoder(State).decode
 
 
-def state_of(entry: bytes) -> State | None:
+def read_state(entry: bytes) -> State | None:
     """The state that stands in the ledger; None for what cannot be read, as if nothing stood there."""
     try:
         return decoded(_decode_state, entry, "the state of a schedule")
@@ -185,7 +201,7 @@ def state_of(entry: bytes) -> State | None:
 def last_sent(ledger: Ledger, app: str, schedules: Iterable[str]) -> dict[str, datetime]:
     """Of those schedules that have been sent, the nominal time of the last tick."""
     keys = {entry_key(app, name): name for name in schedules}
-    states = {keys[key]: state_of(entry) for key, entry in ledger.read(list(keys)).items()}
+    states = {keys[key]: read_state(entry) for key, entry in ledger.read(list(keys)).items()}
     return {name: state.sent for name, state in states.items() if state is not None and state.sent is not None}
 
 
@@ -218,6 +234,8 @@ def schedule_of(
     jitter: float = 0.0,
 ) -> Schedule:
     """A schedule in the words of an application; raises ``ConfigurationError`` and what ``delay`` raises for arguments."""
+    if not isinstance(signature, Canvas):
+        raise ConfigurationError(f"schedule {name!r}: what is sent is a signature, such as task.s(), not {signature!r}")
     signature.check(0)
     step = signature.step()
     try:
@@ -236,9 +254,9 @@ def schedule_of(
         raise ConfigurationError(f"schedule {name!r}: {error}") from None
 
 
-def _check(name: str, misfire: str, overlap: str, jitter: float) -> None:
-    if not name or not name.isprintable():
-        raise ConfigurationError("its name must be a printable text")
+def _check(name: Any, misfire: str, overlap: str, jitter: float) -> None:
+    if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= LONGEST_NAME:
+        raise ConfigurationError(f"its name must be a printable text of {LONGEST_NAME} characters at most")
     for word, value, words in (("misfire", misfire, get_args(Misfire)), ("overlap", overlap, get_args(Overlap))):
         if value not in words:
             raise ConfigurationError(f"{word} must be one of {', '.join(words)}, not {value!r}")
@@ -253,8 +271,11 @@ def _entry_of(entry: Crontab | timedelta | str) -> Entry:
         case str():
             return cron(entry)
         case timedelta():
-            if entry < timedelta(seconds=1):
-                raise ConfigurationError(f"it would be due every {entry.total_seconds():g} s; it must be a second at least")
+            if not timedelta(seconds=1) <= entry <= LONGEST:
+                raise ConfigurationError(
+                    f"it would be due every {entry.total_seconds():g} s; it must be a second at least, and at most"
+                    f" {LONGEST.days} days"
+                )
             return Every(entry // _MICROSECOND)
     raise ConfigurationError(f"when it is due is said by a crontab(), a timedelta or a text of cron's, not by {entry!r}")
 

@@ -129,4 +129,17 @@ class Leadership:
         It was up itself when that one was last heard of, or takes over so soon after that this was a change of leaders.
         """
         seamless = self.attended <= lease.renewed or (lease.holder and 0.0 <= now - lease.renewed <= GAP)
-        return min(lease.attended, self.attended) if seamless else self.attended
+        # A moment before all others would be too early to be one for a calendar.
+        return max(0.0, min(lease.attended, self.attended)) if seamless else self.attended
+
+
+def _lease(standing: bytes) -> Lease | None:
+    """The entry; None where it is no leader's, so that whoever comes takes its place."""
+    try:
+        return decoded(_decode_lease, standing, "the leader's entry")
+    except MessageError as error:
+        logger.warning("scheduler_lease_unreadable", error=str(error))
+        return None
+
+
+_decode_lease = msgspec.json.Decoder(Lease).decode

@@ -14,7 +14,6 @@ import dataclasses
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from queue import Empty, SimpleQueue
@@ -23,24 +22,27 @@ from typing import NamedTuple
 import msgspec
 
 from taskq import log
-from taskq.broker import open_session
+from taskq.broker import checker, open_session
 from taskq.broker.interface import Session
 from taskq.compose import NOBODY
 from taskq.config import Settings, masked
 from taskq.errors import (
     BackendError,
+    BrokerError,
     BrokerUnreachable,
     ConfigurationError,
     ConnectionLost,
     DatabaseError,
     PublishTimeout,
+    RecordRefused,
     TaskqError,
 )
 from taskq.launch import Follow, launch
 from taskq.results import open_store
 from taskq.results.ledger import UNDECIDED, Change, Ledger, tick_entry
 from taskq.results.store import ResultStore
-from taskq.schedule import Schedule, State, Tick, due, entry_key, state_of
+from taskq.schedule import Schedule, State, Tick, due
+from taskq.workers.entry import Entry
 from taskq.workers.leader import RENEW, Leadership
 
 #: How long connecting, and publishing, may take, in seconds: less than a leader may be silent.
@@ -50,6 +52,15 @@ AGAIN_SECONDS = 1.0
 REFUSED_SECONDS = 5.0
 #: The servers are at fault, and no schedule.
 UNREACHABLE = (BackendError, BrokerUnreachable, ConnectionLost, DatabaseError, PublishTimeout)
+
+
+def _is_everybodys(error: Exception) -> bool:
+    """Whether other schedules would fail too: the servers are away, and nothing that this one sends has broken anything."""
+    if isinstance(error, RecordRefused) or (isinstance(error, ConnectionLost) and error.refused):
+        return False
+    return isinstance(error, UNREACHABLE)
+
+
 #: How many ticks of a schedule are sent before it is the next one's turn.
 BATCH = 20
 
@@ -80,6 +91,7 @@ class Connected:
     def __init__(self, settings: Settings) -> None:
         self._settings = dataclasses.replace(settings, publish_timeout=SEND_SECONDS)
         self.session = self._open_session()
+        self.check = checker(settings)
         try:
             self.database = self.session.database if settings.backend == settings.broker else None
             self.store: ResultStore = open_store(settings.backend, settings.result_ttl, self.database)
@@ -102,11 +114,21 @@ class Connected:
 
     def close(self) -> None:
         """Close both."""
-        self.store.close()
-        self.session.close()
+        try:
+            self.store.close()
+        finally:
+            self.session.close()
 
     def _open_session(self) -> Session:
         return open_session(self._settings, SEND_SECONDS)
+
+
+def _close(connected: Connected) -> None:
+    """Close what may be broken already."""
+    try:
+        connected.close()
+    except Exception as error:  # whatever it is, there are to be new ones
+        logger.warning("scheduler_not_closed", error=repr(error), exc_info=error)
 
 
 def _ledger_of(store: ResultStore, settings: Settings) -> Ledger:
@@ -114,37 +136,6 @@ def _ledger_of(store: ResultStore, settings: Settings) -> Ledger:
         store.close()
         raise ConfigurationError(f"the backend {masked(settings.backend)} cannot keep what schedules need")
     return store.ledger
-
-
-class Entry:
-    """A schedule as the leader knows it: what stands in the ledger, and what is due of it."""
-
-    def __init__(self, app: str, schedule: Schedule) -> None:
-        self.schedule = schedule
-        self.key = entry_key(app, schedule.name)
-        self.written: bytes | None = None
-        self.state: State | None = None
-        self.due: deque[datetime] = deque()
-        #: When to look at it again, in seconds since the epoch.
-        self.next_at = 0.0
-        #: Whether the broker refuses its ticks.
-        self.refused = False
-        self._app = app
-
-    def tick(self, nominal: datetime) -> Tick:
-        """One of its ticks."""
-        return Tick(self._app, self.schedule.name, nominal)
-
-    def found(self, written: bytes | None) -> None:
-        """What stands in the ledger: whatever was known of the schedule before is out of date."""
-        self.wrote(written)
-        self.due.clear()
-        self.next_at = 0.0
-
-    def wrote(self, written: bytes | None) -> None:
-        """What has just been written into the ledger."""
-        self.written = written
-        self.state = None if written is None else state_of(written)
 
 
 class Scheduler:
@@ -212,7 +203,7 @@ class Scheduler:
         self._failing, self._led = True, False
         connected, self._connected = self._connected, None
         if connected is not None:
-            connected.close()
+            _close(connected)
 
     def _end(self) -> None:
         connected = self._connected
@@ -223,7 +214,7 @@ class Scheduler:
         except TaskqError as error:
             # Somebody else leads in a few seconds.
             logger.warning("scheduler_not_resigned", error=str(error))
-        connected.close()
+        _close(connected)
 
     def _turn(self) -> float:
         """Send what is due, if that is ours to do; returns in how many seconds to come again."""
@@ -253,21 +244,20 @@ class Scheduler:
             entry.found(standing.get(entry.key))
 
     def _attend(self, connected: Connected, entry: Entry, now: float) -> None:
-        """Send what is due of this schedule. What the broker refuses holds up no other one."""
+        """Send what is due of this schedule. Whatever is wrong with it holds up no other one."""
         try:
             self._send_due(connected, entry, now)
-        except UNREACHABLE:
-            raise
-        except TaskqError as error:
-            if not entry.refused:
-                logger.error("tick_refused", schedule=entry.schedule.name, error=str(error), retry_every=REFUSED_SECONDS)
-            entry.refused = True
-            connected.renew_session()
+        except Exception as error:  # a schedule is the application's, and so is whatever computing its ticks may raise
+            if _is_everybodys(error):
+                entry.postpone(now, AGAIN_SECONDS)
+                raise
+            entry.complain(error, entry.postpone(now, REFUSED_SECONDS))
+            if isinstance(error, BrokerError):
+                connected.renew_session()
             # In a transaction that was rolled back, it may have been written that the tick is sent.
             self._read(connected, [entry])
-            entry.next_at = now + REFUSED_SECONDS
         else:
-            entry.refused = False
+            entry.succeeded()
 
     def _send_due(self, connected: Connected, entry: Entry, now: float) -> None:
         moment = datetime.fromtimestamp(now, UTC)
@@ -316,11 +306,15 @@ class Scheduler:
                     return False
                 connected.publish(self._message(entry, tick, None))
         else:
+            follow = self._message(entry, tick, uuid.uuid4().hex)
+            for publication in follow.publish:
+                # Before anything is written: what can never be sent is no tick that others have to make up for.
+                connected.check(publication)
             claimed, key = state.begun(nominal), tick_entry(tick.key)
             decided = connected.ledger.read([key]).get(key)
             if not self._write(connected, entry, claimed, Change(key, decided, decided or UNDECIDED)):
                 return False
-            connected.publish(self._message(entry, tick, uuid.uuid4().hex))
+            connected.publish(follow)
             self._mark_sent(connected, entry, claimed, nominal)
         late = round(time.time() - nominal.timestamp(), 3)
         logger.info("tick_sent", schedule=entry.schedule.name, nominal=nominal.isoformat(), task_id=tick.task_id, late=late)
@@ -333,11 +327,12 @@ class Scheduler:
     def _mark_sent(self, connected: Connected, entry: Entry, claimed: State, nominal: datetime) -> None:
         """The broker has confirmed the tick. One that was published once needs no decision any more."""
         key = tick_entry(entry.tick(nominal).key)
-        sent = msgspec.json.encode(claimed.done(nominal))
+        done = claimed.done(nominal)
+        sent, ttl = msgspec.json.encode(done), entry.schedule.kept_for(done, datetime.now(UTC))
         while True:
             decided = connected.ledger.read([key]).get(key)
             # Whether this one still leads does not matter: it is true, as long as nobody else has begun to send it again.
-            changes = [Change(entry.key, entry.written, sent)]
+            changes = [Change(entry.key, entry.written, sent, ttl)]
             if claimed.copies == 1 and decided is not None:
                 changes.append(Change(key, decided, None))
             if connected.ledger.swap(changes):
@@ -350,7 +345,8 @@ class Scheduler:
     def _write(self, connected: Connected, entry: Entry, state: State, *others: Change) -> bool:
         """Write this of the schedule, on the condition that nobody else has, and that this one leads."""
         fence, written = self._leadership.fence, msgspec.json.encode(state)
-        if fence is not None and connected.ledger.swap([fence, Change(entry.key, entry.written, written), *others]):
+        change = Change(entry.key, entry.written, written, entry.schedule.kept_for(state, datetime.now(UTC)))
+        if fence is not None and connected.ledger.swap([fence, change, *others]):
             entry.wrote(written)
             return True
         self._give_way(connected, entry)

@@ -12,18 +12,22 @@ from typing import Protocol
 
 import msgspec
 
-#: How long an entry is kept after it was last written, in seconds: longer than a year, for what is due once a year.
+#: How long an entry is kept after it was last written, in seconds, where nothing else is said.
 LEDGER_SECONDS = 400 * 86_400.0
 #: What stands for a tick that is being sent, until one of its copies asks.
 UNDECIDED = b"?"
 
 
 class Change(msgspec.Struct, frozen=True):
-    """An entry that is ``old`` becomes ``new``; None: there is none. Where both are the same, it is only looked at."""
+    """An entry that is ``old`` becomes ``new``; None: there is none. Where both are the same, it is only looked at.
+
+    It is kept for ``ttl`` seconds from now.
+    """
 
     key: str
     old: bytes | None
     new: bytes | None
+    ttl: float = LEDGER_SECONDS
 
 
 class Ledger(Protocol):

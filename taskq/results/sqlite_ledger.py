@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 
-from taskq.results.ledger import LEDGER_SECONDS, Change
+from taskq.results.ledger import Change
 from taskq.sqlite import Database
 
 _READ = "select key, entry from ledger where key in (select value from json_each(?)) and expires > ?"
@@ -32,10 +32,10 @@ class SqliteLedger:
             standing = self.read([change.key for change in changes])
             if any(standing.get(change.key) != change.old for change in changes):
                 return False
-            expires = time.time() + LEDGER_SECONDS
+            now = time.time()
             for change in changes:
                 if change.new is None:
                     self._database.execute("delete from ledger where key = ?", (change.key,))
                 elif change.new != change.old:
-                    self._database.execute(_WRITE, (change.key, change.new, expires))
+                    self._database.execute(_WRITE, (change.key, change.new, now + change.ttl))
         return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from taskq.results.keys import key_of
-from taskq.results.ledger import LEDGER_SECONDS, Change
+from taskq.results.ledger import Change
 from taskq.results.postgres.connections import Connection, Connections
 
 _READ = "select key, entry from taskq_ledger where key = any(%s)"
@@ -65,7 +65,7 @@ def _swapped(connection: Connection, changes: Sequence[Change], durable: bool) -
         if change.new is None:
             connection.execute(_DROP, (key,))
         elif change.old is not None:
-            connection.execute(_CHANGE, (change.new, LEDGER_SECONDS, key))
-        elif connection.execute(_MAKE, (key, change.new, LEDGER_SECONDS)).rowcount != 1:
+            connection.execute(_CHANGE, (change.new, change.ttl, key))
+        elif connection.execute(_MAKE, (key, change.new, change.ttl)).rowcount != 1:
             raise _InTheWayError
     return True

@@ -9,24 +9,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from taskq.results.ledger import LEDGER_SECONDS, Change
+from taskq.results.ledger import Change
 from taskq.results.redis.connection import Server, milliseconds
 
 PREFIX = "taskq-ledger-"
 
-# For each key: whether there is an entry and which, whether there will be one and which.
+# For each key: whether there is an entry and which, whether there will be one and which, and for how many milliseconds.
 _SWAP = """
 for i, key in ipairs(KEYS) do
     local standing = redis.call('GET', key)
-    if ARGV[4 * i - 2] == '' and standing or ARGV[4 * i - 2] ~= '' and standing ~= ARGV[4 * i - 1] then
+    if ARGV[5 * i - 4] == '' and standing or ARGV[5 * i - 4] ~= '' and standing ~= ARGV[5 * i - 3] then
         return 0
     end
 end
 for i, key in ipairs(KEYS) do
-    if ARGV[4 * i] == '' then
+    if ARGV[5 * i - 2] == '' then
         redis.call('DEL', key)
     else
-        redis.call('SET', key, ARGV[4 * i + 1], 'PX', ARGV[1])
+        redis.call('SET', key, ARGV[5 * i - 1], 'PX', ARGV[5 * i])
     end
 end
 return 1
@@ -50,9 +50,10 @@ class RedisLedger:
 
     def swap(self, changes: Sequence[Change], *, durable: bool = True) -> bool:  # noqa: ARG002  # the server decides
         """Make all of these changes, or none; raises ``BackendError``."""
-        arguments: list[Any] = [milliseconds(LEDGER_SECONDS)]
+        arguments: list[Any] = []
         for change in changes:
             for entry in (change.old, change.new):
                 arguments += ["" if entry is None else "1", entry or b""]
+            arguments.append(milliseconds(change.ttl))
         with self._server.asked():
             return bool(self._swap([PREFIX + change.key for change in changes], arguments))

@@ -9,6 +9,7 @@ import pytest
 from taskq.results.ledger import UNDECIDED, Change, Ledger, may_run, tick_entry
 from taskq.results.store import ResultStore
 from tests.conformance.results.support import Backend, fresh
+from tests.support import eventually
 
 
 @pytest.fixture
@@ -116,3 +117,15 @@ def test_of_copies_that_ask_at_once_one_may_run(backend: Backend, key: str) -> N
             copies = [f"copy {n}" for n in range(len(stores))]
             may = list(pool.map(may_run, map(ledger_of, stores), [tick] * len(stores), copies))
             assert may.count(True) == 1
+
+
+def test_an_entry_is_kept_for_as_long_as_is_said(store: ResultStore) -> None:
+    ledger, short, long = ledger_of(store), fresh(), fresh()
+    assert ledger.swap([Change(short, None, b"1", 0.05), Change(long, None, b"1", 1e9)])
+
+    def over() -> bool:
+        store.expire()
+        return short not in ledger.read([short])
+
+    eventually(over, "the short one is over its time")
+    assert ledger.read([long]) == {long: b"1"}
