@@ -12,10 +12,11 @@ import pytest
 from celery import Celery
 from celery.exceptions import TaskRevokedError
 
+from taskq.errors import DeadLettered
 from tests.conftest import staged
 from tests.redis_server import Redis
 from tests.servers import RabbitMQ
-from tests.support import Stage, close_celery
+from tests.support import Stage, close_celery, eventually
 
 # Celery calls it, and redis-py 8 says so.
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
@@ -59,3 +60,13 @@ def test_values_failures_and_whatever_else_becomes_of_a_task(stage: Stage, celer
         # Our client reads the same.
         assert stage.client().result(sums[7].id).get(timeout=5) == 8
         assert worker.stop() == 0
+
+
+def test_a_celery_client_sees_a_retry_and_a_dead_letter(stage: Stage, celery: Celery) -> None:
+    with stage.worker("tests.apps.trouble:app", "--unknown-task-ttl", "0.2"):
+        again = celery.send_task("again", (1, 3600.0))
+        eventually(lambda: again.state == "RETRY", "it is to run again")
+        assert repr(again.info) == "ValueError('attempt 1')"
+        assert not again.ready()
+        with pytest.raises(DeadLettered, match="unknown task: no worker of queue"):
+            celery.send_task("no such task").get(timeout=15)

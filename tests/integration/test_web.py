@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from taskq.errors import ConfigurationError
 from taskq.workers import web
@@ -80,6 +84,18 @@ def test_a_request_byte_by_byte_and_one_that_is_none(server: Server) -> None:
     for nonsense in (b"\r\n\r\n", b"\x16\x03\x01\x00\r\n\r\n", b"GET /\r\n\r\n", b"GET / SPDY/3\r\n\r\n"):
         assert raw(server, nonsense).startswith(b"HTTP/1.1 400 ")
     assert raw(server, b"GET / HTTP/1.1\r\nX: ".ljust(LARGEST_REQUEST, b"x")).startswith(b"HTTP/1.1 431 ")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.binary(max_size=200) | st.just(b"GET / HTTP/1.1\r\n") | st.just(b"\r\n\r\n"), max_size=4), st.booleans())
+def test_whatever_somebody_sends_the_next_one_is_answered(server: Server, parts: list[bytes], reset: bool) -> None:
+    client = socket.create_connection((server.host, server.port), timeout=PATIENCE)
+    if reset:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with contextlib.suppress(ConnectionError), client:
+        for part in parts:
+            client.sendall(part)
+    assert ask(server) == (200, b"here\n")
 
 
 def test_whoever_says_nothing_keeps_nobody_out(server: Server) -> None:
