@@ -166,6 +166,10 @@ class RpcResults:
         """Refused: nothing is kept that could be compared; raises ``UnsupportedFeature``."""
         raise UnsupportedFeature(f"rpc:// keeps no records, so nobody knows whether these {len(records)} tasks have begun")
 
+    def release(self, records: Sequence[Record]) -> None:
+        """Refused, as ``begin`` is; raises ``UnsupportedFeature``."""
+        self.begin(records)
+
     def fetch(self, task_ids: Sequence[str]) -> list[Record | None]:
         """The records of these ids that have come; raises ``UnsupportedFeature`` where none can."""
         self._check()

@@ -53,10 +53,13 @@ on conflict (id) do update set
     status = excluded.status, meta = excluded.meta, attempt = excluded.attempt, expires = excluded.expires,
     run = excluded.run, round = excluded.round, own = excluded.own
 where results.expires <= ?8
-    or (results.status = 'STARTED' and (results.run is null or results.run = excluded.run))
+    or (results.status = 'STARTED' and results.run = excluded.run)
+    or (results.status = 'STARTED' and results.run is null and excluded.round >= results.round)
     or (results.status <> 'SUCCESS' and excluded.round > results.round)
 returning 1
 """
+# The round stays: what belongs to an earlier one must not begin.
+_RELEASE = "update results set run = null, own = 0 where id = ? and run = ? and status = 'STARTED'"
 # Whoever waits is told only of an end that stands: its row is what the next one to store an end finds it by.
 _TELL = """
 delete from waiters where id in (
@@ -114,6 +117,11 @@ class SqliteResults:
         rows = self._rows(records, time.time())
         with self._database.transaction():
             return [self._leave(row) for row in rows]
+
+    def release(self, records: Sequence[Record]) -> None:
+        """Others may begin these; raises ``DatabaseError``."""
+        with self._database.transaction():
+            self._database.execute_many(_RELEASE, [(key_of(record.id), record.run) for record in records])
 
     def _leave(self, row: tuple[Any, ...]) -> Leave:
         if self._database.execute(_BEGIN, row):

@@ -170,6 +170,9 @@ class ResultStore(Protocol):
         its end is not known yet. Whose task has succeeded in an earlier round is ``over`` too. Raises as ``store``.
         """
 
+    def release(self, records: Sequence[Record]) -> None:
+        """These had leave to begin, and it is certain that they have not and will not: others may. Raises ``BrokerError``."""
+
     def fetch(self, task_ids: Sequence[str]) -> list[Record | None]:
         """The records of these ids, in their order; None where there is none."""
 

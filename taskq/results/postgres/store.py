@@ -71,9 +71,19 @@ _BEGIN = f"""
 with {_GIVEN}
 {_INSERT} run = excluded.run
 where standing.expires <= now()
-    or (standing.status = 'STARTED' and (standing.run is null or standing.run = excluded.run))
+    or (standing.status = 'STARTED' and standing.run = excluded.run)
+    or (standing.status = 'STARTED' and standing.run is null and excluded.round >= standing.round)
     or (standing.status <> 'SUCCESS' and excluded.round > standing.round)
 returning id
+"""
+# The round stays: what belongs to an earlier one must not begin.
+_RELEASE = """
+with standing as (
+    select taskq_results.id from taskq_results join unnest(%s::text[], %s::text[]) as given (id, run)
+        on taskq_results.id = given.id and taskq_results.run = given.run
+    where status = 'STARTED' order by taskq_results.id for update of taskq_results
+)
+update taskq_results set run = null, own = false from standing where taskq_results.id = standing.id
 """
 _STATUSES = "select id, status from taskq_results where id = any(%s)"
 _FETCHED = """
@@ -145,6 +155,10 @@ class PostgresResults:
             found = self._connections.run(functools.partial(_begun, arrays=arrays), _patience_for(batch))
             leaves |= {(record.id, record.run): found[key_of(record.id)] for record in batch}
         return [leaves[record.id, record.run] for record in records]
+
+    def release(self, records: Sequence[Record]) -> None:
+        """Others may begin these; raises ``BackendError``."""
+        self._change(_RELEASE, ([key_of(record.id) for record in records], [record.run for record in records]))
 
     def fetch(self, task_ids: Sequence[str]) -> list[Record | None]:
         """The records of these ids, in their order, None where there is none; raises ``BackendError``."""

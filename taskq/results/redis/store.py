@@ -102,7 +102,7 @@ for i, key in ipairs(KEYS) do
     local ttl_ms, meta, round, run = ARGV[6 * i - 3], ARGV[6 * i - 2], tonumber(ARGV[6 * i - 1]), ARGV[6 * i]
     local old = standing(key)
     if not old
-        or (not ends[old.status] and (not old.run or old.run == run))
+        or (not ends[old.status] and (old.run == run or (not old.run and round >= old.round)))
         or (old.status ~= 'SUCCESS' and round > old.round)
     then
         keep(key, meta, ttl_ms)
@@ -112,6 +112,16 @@ for i, key in ipairs(KEYS) do
     end
 end
 return answer
+"""
+# What stands becomes the same without the run. The round stays: what belongs to an earlier one must not begin.
+_RELEASE = f"""{_STANDING}
+for i, key in ipairs(KEYS) do
+    local old = standing(key)
+    if old and old.own == ARGV[i] and not ends[old.status] then
+        local meta = redis.call('GET', key)
+        keep(key, string.sub(meta, 1, -2) .. ',"run":null}}', '')
+    end
+end
 """
 
 
@@ -137,7 +147,8 @@ class RedisResults:
         self._server = Server(url)
         self._ttl = milliseconds(ttl)
         self._listener = Listener(self._server)
-        self._store, self._begin = map(self._server.client.register_script, (_STORE, _BEGIN))
+        scripts = (_STORE, _BEGIN, _RELEASE)
+        self._store, self._begin, self._release = map(self._server.client.register_script, scripts)
         self.chords: Chords | None = RedisChords(self._server, ttl)
         self.ledger: Ledger | None = RedisLedger(self._server)
 
@@ -148,6 +159,12 @@ class RedisResults:
     def begin(self, records: Sequence[Record]) -> list[Leave]:
         """Which of these may begin; raises as ``store``."""
         return [cast(Leave, answer.decode()) for answer in self._run(self._begin, records)]
+
+    def release(self, records: Sequence[Record]) -> None:
+        """Others may begin these; raises ``BackendError``."""
+        if records:
+            with self._server.asked():
+                self._release([raw(PREFIX + record.id) for record in records], [record.run or "" for record in records])
 
     def _run(self, script: Any, records: Sequence[Record]) -> list[bytes]:
         answers: list[bytes] = []

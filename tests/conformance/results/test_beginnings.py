@@ -137,6 +137,21 @@ def test_a_note_that_it_has_started_is_no_leave(store: ResultStore) -> None:
     assert store.begin([of_run(name, "a")]) == ["granted"]
 
 
+def test_who_has_leave_and_does_not_begin_gives_it_back(store: ResultStore) -> None:
+    name, other = fresh(), fresh()
+    mine = of_run(name, "a", turn=1, attempt=2)
+    store.begin([mine, of_run(other, "a")])
+    store.release([])
+    store.release([of_run(name, "b", turn=1), of_run(fresh(), "a"), mine])
+    assert store.begin([of_run(name, "late"), of_run(other, "b")]) == ["taken", "taken"], "only its own leave is given back"
+    assert store.begin([of_run(name, "c", turn=1), of_run(name, "d", turn=1)]) == ["granted", "taken"]
+    store.release([mine])
+    assert standing(store, name) == ("STARTED", "c")
+    store.store([of_run(name, "c", "SUCCESS", turn=1)])
+    store.release([of_run(name, "c", turn=1)])
+    assert standing(store, name) == ("SUCCESS", "c"), "what has ended has begun"
+
+
 def test_a_beginning_lasts_and_its_end_does_not(backend: Backend, store: ResultStore) -> None:
     short, passing, name = backend.open(ttl=0.05), record(fresh()), fresh()
     short.begin([of_run(name, "a")])
