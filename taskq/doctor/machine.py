@@ -100,6 +100,7 @@ def disks(patient: Patient) -> Iterator[Finding]:
         folder = next(parent for parent in (path, *path.parents) if parent.is_dir())
         if what != _NOTES:
             yield kept(what, path, file_system(folder))
+            yield from public(what, path)
         free = shutil.disk_usage(folder).free
         text = f"{what} {path}: {free // _MIB:,} MiB are free"
         if free < _FULL:
@@ -131,6 +132,14 @@ def kept(what: str, path: Path, kind: str) -> Finding:
     if kind == "overlay":
         return warning("disk", f"{text}: of a container, probably, with which it goes away", "name a file on a volume")
     return ok("disk", text)
+
+
+def public(what: str, path: Path) -> Iterator[Finding]:
+    """Whether others than its user can read the file, as those could that an earlier taskq made."""
+    bits = path.stat().st_mode & 0o777 if path.exists() else 0
+    if bits & 0o004:
+        text = f"{what} {path} can be read by every user of this machine ({bits:04o})"
+        yield warning("disk", text, f"chmod o= {path}* and, unless others need it, {path.parent}")
 
 
 def file_system(folder: Path, mounts: str | None = None) -> str:

@@ -11,7 +11,7 @@ import pytest
 from taskq.config import load
 from taskq.doctor.backend import clock, durability
 from taskq.doctor.finding import Finding
-from taskq.doctor.machine import file_system, kept, satisfies
+from taskq.doctor.machine import file_system, kept, public, satisfies
 from taskq.doctor.settings import odd
 from taskq.results.store import Condition
 
@@ -133,3 +133,12 @@ def test_one_clock_cannot_differ_from_itself() -> None:
 )
 def test_servers_that_forget(product: str, options: dict[str, str], found: list[str]) -> None:
     assert levels(durability(Condition(product=product, version="1", options=options))) == found
+
+
+def test_a_file_that_everybody_can_read(tmp_path: Path) -> None:
+    path = tmp_path / "shop.db"
+    assert not list(public("broker", path)), "it is not there yet"
+    path.touch()
+    for mode, levels in ((0o600, []), (0o660, []), (0o644, ["warning"])):
+        path.chmod(mode)
+        assert [finding.level for finding in public("broker", path)] == levels
