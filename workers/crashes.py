@@ -32,6 +32,7 @@ from taskq.workers.outcome import (
     dead_letter,
     ended,
     failure,
+    given_back,
     record,
     revoked,
     runs_at_most_once,
@@ -123,7 +124,7 @@ class Coroner:
         message = with_attempt(message, self._worker, time.time() - end.seconds, end.seconds, ended)
         if end.terms.at_most_once:
             return self._dead(queue, message, "lost", ended, end, kind="WorkerLost")
-        return again("given back", queue, message, first=True)
+        return given_back(queue, message)
 
     def zygote_died(self, queue: str, message: Message, end: End) -> Outcome:
         """All children died with the process they come from: whichever task it was, nobody can tell."""
@@ -154,12 +155,12 @@ class Coroner:
         proven = orphaned or begun
         if ALONE in message.headers:
             if not proven:
-                return again("given back", queue, message, first=True)
+                return given_back(queue, message)
             message = with_attempt(message, self._worker, time.time(), 0.0, "its worker vanished with nothing else in custody")
             return self._count(queue, message, "crashed", None)
         returns = message.count(RETURNS) + 1
         if not proven and returns < SUSPICIOUS:
-            return again("given back", queue, message, first=True, **{RETURNS: returns})
+            return given_back(queue, message, **{RETURNS: returns})
         logger.warning("task_suspected", **_about(queue, message), begun=begun, orphaned=orphaned)
         marks = {ALONE: time.time(), SUSPECTED: message.count(SUSPECTED) + begun}
         return again("crashed", queue, message.without(RETURNS), first=True, **marks)

@@ -19,12 +19,13 @@ from taskq import log
 from taskq.broker.interface import Decode, Delivery
 from taskq.config import Settings
 from taskq.control import Control
-from taskq.message import Message
+from taskq.workers.beginnings import Beginnings
 from taskq.workers.crashes import Blame, Coroner, End
 from taskq.workers.last_resort import in_words
 from taskq.workers.launcher import Death
+from taskq.workers.note import NO_TERMS
 from taskq.workers.orders import Orders
-from taskq.workers.outcome import Outcome, again, runs_at_most_once
+from taskq.workers.outcome import Outcome, given_back, runs_at_most_once
 from taskq.workers.pace import STUCK, Pace
 from taskq.workers.pipe import ASKED, BEGUN, READY, SKIPPED
 from taskq.workers.returns import Returns
@@ -68,8 +69,7 @@ class Custody:
         self.returned = self._returns.waiting
         self.message = self._returns.message
         self._draining = False
-        #: Which child has leave to run a task that runs at most once, by the task's id, and under which number.
-        self._may_run: dict[str, tuple[Slot, int]] = {}
+        self.beginnings = Beginnings(settler, slots)
         self._last_number = 0
         self._recalled: dict[Slot, float] = {}
 
@@ -191,32 +191,11 @@ class Custody:
 
     def _let_begin(self, slot: Slot, number: int, delivery: Delivery | None, begun: Outcome) -> None:
         """The child asks leave to begin: it gets it when that is recorded, or when of all copies of a tick this may run."""
-        record = begun.record
-        if delivery is None or (record is not None and delivery.tag is None):
+        if delivery is None:
             slot.answer(number, False)
-        elif record is None:
-            self.settler.ask(delivery, self.message(delivery), (slot, number))
-        elif self._runs_here(record.id):
-            # The same message was sent twice, and this copy has come while the other one runs.
+        elif (end := self.beginnings.ask(slot, number, delivery, self.message(delivery), begun)) is not None:
             del slot.pending[number]
-            slot.answer(number, False)
-            self._end(delivery, Outcome("dropped"))
-        else:
-            self._may_run[record.id] = slot, number
-            self.settler.add(delivery, begun, (slot, number))
-
-    def _runs_here(self, task_id: str) -> bool:
-        """Whether a child of this worker has leave to run this task, or waits for it."""
-        self._may_run = {key: (slot, number) for key, (slot, number) in self._may_run.items() if number in slot.pending}
-        return task_id in self._may_run
-
-    def answer(self) -> None:
-        """Tell the children that asked what has come of it; to be called after each pass of the settler."""
-        answers, self.settler.answers = self.settler.answers, []
-        for slot, number, granted, settled in answers:
-            if settled:
-                slot.pending.pop(number, None)
-            slot.answer(number, granted)
+            self._end(delivery, end)
 
     def child_died(self, slot: Slot, death: Death, blame: Blame) -> None:
         """The slot's child is dead: finished tasks are settled, unstarted ones handed on, the one it ran is judged."""
@@ -233,8 +212,10 @@ class Custody:
             # It had yet to begin, or the one that its child was killed for had just ended: this one is innocent.
             self._return([victim])
             return
-        seconds = max(0.0, time.monotonic() - slot.note.started)
-        end = End(death, slot.note.terms(), seconds, condemned, slot.black_box())
+        seconds, terms = max(0.0, time.monotonic() - slot.note.started), slot.note.terms()
+        if terms is NO_TERMS:
+            self.beginnings.give_up(victim)
+        end = End(death, terms, seconds, condemned, slot.black_box())
         self._decide(victim, self._coroner.decide, end, blame)
 
     def _decide(self, delivery: Delivery, decide: Callable[..., Outcome], *facts: Any) -> None:
@@ -372,7 +353,7 @@ class Custody:
             self._give_back(self.backlog.popleft())
 
     def _give_back(self, delivery: Delivery) -> None:
-        self._decide(delivery, _given_back)
+        self._decide(delivery, given_back)
 
     def lose_connection(self, now: float, *, refused: bool = False) -> None:
         """The connection broke: nothing held can be acked any more; the broker delivers all of it again.
@@ -410,7 +391,3 @@ class Custody:
     def _revoke(self, delivery: Delivery) -> None:
         """The task is not run, and that is its end."""
         self._decide(delivery, self._coroner.revoked)
-
-
-def _given_back(queue: str, message: Message) -> Outcome:
-    return again("given back", queue, message, first=True)

@@ -46,7 +46,7 @@ def _lease(standing: bytes) -> Lease | None:
     try:
         return decoded(_decode, standing, "the lease of the schedules")
     except MessageError as error:
-        logger.warning("lease_unreadable", error=str(error))
+        logger.warning("scheduler_lease_unreadable", error=str(error))
         return None
 
 
@@ -131,15 +131,3 @@ class Leadership:
         seamless = self.attended <= lease.renewed or (lease.holder and 0.0 <= now - lease.renewed <= GAP)
         # A moment before all others would be too early to be one for a calendar.
         return max(0.0, min(lease.attended, self.attended)) if seamless else self.attended
-
-
-def _lease(standing: bytes) -> Lease | None:
-    """The entry; None where it is no leader's, so that whoever comes takes its place."""
-    try:
-        return decoded(_decode_lease, standing, "the leader's entry")
-    except MessageError as error:
-        logger.warning("scheduler_lease_unreadable", error=str(error))
-        return None
-
-
-_decode_lease = msgspec.json.Decoder(Lease).decode

@@ -67,6 +67,7 @@ class Settler:
         self.last_resort = last_resort
         self.settlements: list[Settlement] = []
         self.notes: list[Record] = []
+        self.withdrawn: list[Record] = []
         self.questions: list[Question] = []
         self.answers: list[Answer] = []
         #: How many settlements were not due in the last pass.
@@ -95,6 +96,10 @@ class Settler:
         if begun is not None:
             self.notes.append(begun)
 
+    def withdraw(self, begun: Record) -> None:
+        """What had leave to begin has not begun, and never will under this leave: others may have it."""
+        self.withdrawn.append(begun)
+
     def ask(self, delivery: Delivery, message: Message, asked: tuple[Slot, int]) -> None:
         """The delivery is a copy of a tick; whether it may run is told with the next pass that reaches the ledger."""
         headers = message.headers
@@ -103,7 +108,7 @@ class Settler:
     @property
     def idle(self) -> bool:
         """Whether a pass would find nothing to do."""
-        return not (self.settlements or self.notes or self.questions)
+        return not (self.settlements or self.notes or self.withdrawn or self.questions)
 
     def settle(self, consumer: Consumer) -> None:
         """One pass over what waits. What fails stays here, its message unacked, and is tried again by a later pass.
@@ -165,14 +170,15 @@ class Settler:
                 finished += [settlement for settlement in done if not settlement.stages]
             self._close([member.part.chord for settlement in finished for member in settlement.members])
             for settlement in finished:
-                if settlement.asked is None and not settlement.acked:
+                if (settlement.asked is None or settlement.denied) and not settlement.acked:
                     consumer.ack(settlement.delivery)
                     settlement.acked = True
+        self.withdrawn.clear()
         self._remove(finished)
         now = time.monotonic()
         for settlement in finished:
             if settlement.asked is not None:
-                self.answers.append(Answer(*settlement.asked, granted=True))
+                self.answers.append(Answer(*settlement.asked, granted=not settlement.denied, settled=settlement.denied))
             else:
                 self.vitals.settlements.observe(now - settlement.since)
 
@@ -243,9 +249,14 @@ class Settler:
             self.answers.append(Answer(*question.asked, granted=may))
 
     def _store_notes(self) -> None:
+        if self.store is None:
+            return
         notes, self.notes = self.notes, []
-        if notes and self.store is not None:
+        if notes:
             self.store.store(notes)
+        if self.withdrawn:
+            # Before what is published of them in this pass: whoever gets that must not find that it has begun.
+            self.store.release(self.withdrawn)
 
     def _publish(self, consumer: Consumer, settlements: Sequence[Settlement]) -> None:
         """Open the chords that begin, and send what has not been sent."""
@@ -303,12 +314,13 @@ class Settler:
         records: list[Record] = []
         for settlement in done:
             stage = settlement.stage
-            if stage.record is not None:
+            if stage.record is not None and settlement.asked is None:
                 records.append(stage.record)
             if stage.flow is not None:
                 records += stage.flow.records
         if records:
             self.store.store(records)
+        self._begin(self.store, [(s, s.stage.record) for s in done if s.asked is not None and s.stage.record is not None])
         members = [(s, member) for s in done if s.stage.flow is not None for member in s.stage.flow.members]
         gatherings = self._count([member for _, member in members])
         for settlement in done:
@@ -329,6 +341,14 @@ class Settler:
                     settlement.stages.append(_ask_again(member))
                     settlement.due = now + CONTESTED_SECONDS
         return [settlement for settlement in done if settlement.stages and settlement.due <= now]
+
+    def _begin(self, store: ResultStore, asking: Sequence[tuple[Settlement, Record]]) -> None:
+        """Record that these begin, where their tasks have not begun. Of a message that was sent twice, one copy runs."""
+        leaves = store.begin([begun for _, begun in asking]) if asking else []
+        for (settlement, begun), leave in zip(asking, leaves, strict=True):
+            settlement.denied = leave != "granted"
+            if settlement.denied:
+                logger.warning("duplicate_dropped", task_id=begun.id, queue=settlement.delivery.queue, why=leave)
 
     def _count(self, members: Sequence[Member]) -> list[Gathering]:
         """Count these members of chords, which have ended; returns how their chords stand."""

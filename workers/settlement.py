@@ -17,9 +17,9 @@ class Settlement:
     ``since`` is when it came about, and ``published_at`` when its follow-ups went out, in monotonic seconds.
 
     With ``asked``, the outcome is a beginning that this slot's child asks leave for, under this number: the message stays
-    unacked. ``stages`` are the outcomes still to take effect: the delivery's own, then those of the chords that it has
-    completed as one of their ``members``. These are closed together at the end: were one closed before what follows it has
-    taken effect, nobody would make up for it. ``chord_failures`` say why their bodies could not be sent.
+    unacked, unless that is ``denied``. ``stages`` are the outcomes still to take effect: the delivery's own, then those of the
+    chords that it has completed as one of their ``members``. These are closed together at the end: were one closed before what
+    follows it has taken effect, nobody would make up for it. ``chord_failures`` say why their bodies could not be sent.
 
     It is not looked at before ``due``. ``failures`` counts what failed of it alone, ``dead_letters`` what was tried in place of
     the outcome, ``breaks`` the connections that the broker closed while what it publishes was under way.
@@ -32,6 +32,7 @@ class Settlement:
         "chord_failures",
         "dead_letters",
         "delivery",
+        "denied",
         "due",
         "failures",
         "members",
@@ -56,7 +57,7 @@ class Settlement:
         """Nothing of it has taken effect."""
         self.stages = [self.outcome]
         self.members: list[Member] = []
-        self.acked = False
+        self.acked = self.denied = False
         self.await_nothing()
         self.due = 0.0
 

@@ -1,7 +1,6 @@
 """The supervisor: one event loop that owns the broker connection, the results, the children, the timers and the signals.
 
-It imports no application code and never forks, so nothing that a task does can reach it. What is wrong with one message is that
-message's (``custody``, ``settle``); an error that nobody has foreseen is logged, and the loop turns on. One turn of it::
+It imports no application code and never forks, so nothing that a task does can reach it. One turn of the loop::
 
     what children report ──► settle ──► what the broker delivers ──► children
 
@@ -13,10 +12,10 @@ message's (``custody``, ``settle``); an error that nobody has foreseen is logged
 
 from __future__ import annotations
 
-import selectors
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from typing import Any
 
 from taskq import broker, log
@@ -26,6 +25,7 @@ from taskq.control import Control
 from taskq.errors import BrokerError, ConfigurationError, ConnectionLost, DatabaseError, TaskqError
 from taskq.results import open_store
 from taskq.workers import note
+from taskq.workers.callbacks import Callbacks, Trouble
 from taskq.workers.children import Children
 from taskq.workers.crashes import Blame, Coroner
 from taskq.workers.custody import Custody
@@ -50,32 +50,12 @@ from taskq.workers.zygote import Ready
 PAUSE = 0.001
 #: How often the loop turns at least, in seconds: it is a sign of life.
 PULSE = 1.0
-#: How long after something has failed it is tried again, in seconds.
-TRY_AGAIN = 0.5
 #: How many tasks more may end while the first of their ends can't be stored.
 MOST_UNSETTLED = 1000
 #: How long children get to end once they have nothing more to do, in seconds.
 CHILD_EXIT_SECONDS = 5.0
 
 logger = log.get_logger("taskq.supervisor")
-
-
-class Trouble:
-    """Something that fails, is told of once, and is tried again at ``again_at`` (monotonic seconds)."""
-
-    def __init__(self) -> None:
-        self.failing = False
-        self.again_at = 0.0
-
-    def met(self, error: Exception, now: float, **about: Any) -> None:
-        """It has failed."""
-        if not self.failing:
-            logger.error("broker_failed", error=str(error), retry_every=TRY_AGAIN, **about)
-        self.failing, self.again_at = True, now + TRY_AGAIN
-
-    def over(self) -> None:
-        """It works."""
-        self.failing, self.again_at = False, 0.0
 
 
 class Supervisor:
@@ -97,7 +77,7 @@ class Supervisor:
         self.settings = settings
         self.queues = queues
         self.worker = worker
-        self.selector = selectors.DefaultSelector()
+        self.callbacks = Callbacks()
         self.routes = routes
         self.register = register
         self.slots = [self.new_slot(index) for index in range(settings.concurrency)]
@@ -115,7 +95,6 @@ class Supervisor:
         self.window = 0
         self.settling = Trouble()
         self.receiving = Trouble()
-        self.loop_failures = 0
         self.settled_before = 0
         self.kill_at: float | None = None
         self.signals = signals
@@ -126,11 +105,11 @@ class Supervisor:
 
     def watch(self, what: Any, act: Callable[[], None]) -> None:
         """Have ``act`` called when ``what`` is readable."""
-        self.selector.register(what, selectors.EVENT_READ, act)
+        self.callbacks.watch(what, act)
 
     def unwatch(self, what: Any) -> None:
         """Not any more."""
-        self.selector.unregister(what)
+        self.callbacks.unwatch(what)
 
     def new_slot(self, index: int) -> Slot:
         """The place for a child, with its note in the register."""
@@ -154,34 +133,16 @@ class Supervisor:
         while not self.done(now):
             try:
                 timeout = self.turn(now)
-                self.loop_failures = 0
+                self.callbacks.worked()
             except Exception as error:  # noqa: BLE001  # nothing from outside may end the worker, and it must not spin either
-                timeout = self.failed(error)
+                timeout = self.callbacks.failed(error)
             if self.custody.busy:
                 # What comes in meanwhile is dealt with in one turn: a turn costs as much for one report as for fifty.
                 time.sleep(PAUSE)
-            for key, _ in self.selector.select(timeout):
-                try:
-                    # What was called before it may have closed what this one is about.
-                    if self.is_watched(key):
-                        key.data()
-                except Exception as error:  # noqa: BLE001  # as above: the others are to be heard all the same
-                    self.failed(error)
+            self.callbacks.wait(timeout)
             now = time.monotonic()
         self.close()
         return 0
-
-    def failed(self, error: Exception) -> float:
-        """Something that nobody has foreseen; returns in how many seconds the loop is to turn again."""
-        self.loop_failures += 1
-        delay = min(0.01 * 2.0 ** min(self.loop_failures, 10), PULSE)
-        logger.error("loop_failed", error=in_words(error), failures=self.loop_failures, exc_info=error)
-        return delay
-
-    def is_watched(self, key: selectors.SelectorKey) -> bool:
-        """Whether what was readable a moment ago is still what the loop listens to."""
-        current = self.selector.get_map().get(key.fd)
-        return current is not None and current.data is key.data
 
     def turn(self, now: float) -> float:
         """Everything that is due; returns in how many seconds at the latest the next turn is."""
@@ -198,7 +159,7 @@ class Supervisor:
             except ConnectionLost as error:
                 self.lose(self.consumer, error)
             except Exception as error:  # noqa: BLE001  # nobody knows how the connection stands then, so another one is made
-                self.failed(error)
+                self.callbacks.failed(error)
                 self.lose(self.consumer, error)
         self.custody.feed()
         self.settler.tap.look(self.slots)
@@ -212,8 +173,7 @@ class Supervisor:
         """Send the slot's child what its pipe takes; a full pipe calls again when it takes more."""
         blocked, slot.blocked = slot.blocked, not slot.flush()
         if slot.blocked != blocked and slot.pipe is not None:
-            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if slot.blocked else 0)
-            self.selector.modify(slot.pipe, events, self.selector.get_key(slot.pipe).data)
+            self.callbacks.watch_writing(slot.pipe, wanted=slot.blocked)
 
     def exchange(self, consumer: Consumer, now: float) -> float | None:
         """Settle what has ended, fetch what there is room for; returns when to come back."""
@@ -248,7 +208,7 @@ class Supervisor:
         except ConnectionLost:
             raise
         except BrokerError as error:
-            self.receiving.met(error, now)
+            self.receiving.met(error)
             return self.receiving.again_at
         self.receiving.over()
         return tick_at
@@ -285,9 +245,9 @@ class Supervisor:
         except ConnectionLost:
             raise
         except BrokerError as error:
-            self.settling.met(error, now, kept=len(self.settler.settlements))
+            self.settling.met(error, kept=len(self.settler.settlements))
         finally:
-            self.custody.answer()
+            self.custody.beginnings.answer()
 
     def woken(self) -> None:
         """A signal came, a child of this process ended, the link has something, or another thread asks."""
@@ -299,13 +259,12 @@ class Supervisor:
                 continue
             try:
                 self.connected(arrived)
-            except ConfigurationError as error:
-                self.fatal = error
             except Exception as error:  # noqa: BLE001  # of whatever kind: the next connection may be of more use
-                if isinstance(error, DatabaseError) and not error.passing:
-                    self.fatal = error
-                else:
-                    self.lose(arrived, error)
+                match error:
+                    case ConfigurationError() | DatabaseError(passing=False):
+                        self.fatal = error
+                    case _:
+                        self.lose(arrived, error)
         self.desk.attend(self)
         while self.signals.received:
             self.stop(self.signals.received.pop(0))
@@ -359,12 +318,8 @@ class Supervisor:
         self.custody.lose_connection(time.monotonic(), refused=refused)
         if not self.stopping:
             self.link.connect(at_once=not refused and self.vitals.settled > self.settled_before)
-        store, self.settler.store = self.settler.store, None
-        try:
-            consumer.close()
-        finally:
-            if store is not None:
-                store.close()
+        with closing(consumer), closing(self.settler.store or ExitStack()):
+            self.settler.store = None
 
     def hear_zygote(self, launcher: Launcher) -> None:
         """The zygote reports, or is gone."""

@@ -17,7 +17,7 @@ from taskq.config import Settings
 from taskq.describe import bounded, repr_of, text_of
 from taskq.errors import MessageTooLarge
 from taskq.launch import Route
-from taskq.message import DEAD_TRACEBACK, HISTORY, Message, Publication
+from taskq.message import DEAD_DETAIL, DEAD_TRACEBACK, HISTORY, Message, Publication
 from taskq.results.store import Record
 from taskq.workers import pipe
 from taskq.workers.ending import ended_badly
@@ -28,6 +28,7 @@ FOLLOW_UP_REFUSED = "follow-up refused"
 _ENDED_BADLY = frozenset({"failed", "revoked", "dead-lettered"})
 #: The longest id and name that a message which is made anew says it is of, in bytes.
 _LONGEST_NAME = 255
+_SHORT_DETAIL = 200
 
 logger = log.get_logger("taskq.task")
 
@@ -136,11 +137,16 @@ class Verifier:
 
 def _trimmed(outcome: Outcome) -> Outcome:
     """The outcome without what we have added to the headers ourselves, and nobody needs."""
-    publish = tuple(
-        msgspec.structs.replace(publication, message=publication.message.without(HISTORY, DEAD_TRACEBACK))
-        for publication in outcome.publish
-    )
-    return msgspec.structs.replace(outcome, publish=publish)
+    publish = [
+        msgspec.structs.replace(publication, message=_without_extras(publication.message)) for publication in outcome.publish
+    ]
+    return msgspec.structs.replace(outcome, publish=tuple(publish))
+
+
+def _without_extras(message: Message) -> Message:
+    message = message.without(HISTORY, DEAD_TRACEBACK)
+    detail = message.headers.get(DEAD_DETAIL)
+    return message.with_headers(**{DEAD_DETAIL: bounded(detail, _SHORT_DETAIL)}) if isinstance(detail, str) else message
 
 
 def _about(queue: str, message: Message) -> dict[str, Any]:

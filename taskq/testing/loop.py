@@ -218,7 +218,7 @@ class Loop:
         """Let take effect what has ended."""
         if self.settler.settlements:
             self.settler.settle(self.consumer)
-            self.custody.answer()
+            self.custody.beginnings.answer()
 
     @property
     def holds_nothing(self) -> bool:

@@ -28,7 +28,7 @@ from taskq.broker.interface import Delivery
 from taskq.broker.sqlite.channel import FIRST
 from taskq.broker.sqlite.properties import correlation_id, decode
 from taskq.broker.sqlite.session import SqliteSession
-from taskq.errors import DatabaseError
+from taskq.errors import DatabaseError, UnsupportedFeature
 from taskq.message import Message, Publication
 from taskq.workers.last_resort import LastResort
 from taskq.workers.outcome import Outcome, dead_letter, record
@@ -192,7 +192,7 @@ class Chaos(RuleBasedStateMachine):
     @rule()
     def publish_what_cannot_be_encoded(self) -> None:
         broken = Publication("mail", message("broken").with_headers(x=object()))
-        with pytest.raises(TypeError):
+        with pytest.raises(UnsupportedFeature):
             self.session.publish([publication("sound"), broken], time.monotonic() + 5.0)
 
     @rule()

@@ -177,19 +177,6 @@ class Listener:
         self._begin()
 
 
-logger = log.get_logger("taskq.results")
-_decode_keys = msgspec.json.Decoder(list[str]).decode
-
-
-def _keys(payload: bytes) -> list[str]:
-    """The keys that a notification names; none where it is not one of ours, which anybody may send."""
-    try:
-        return decoded(_decode_keys, payload, "a notification")
-    except MessageError as error:
-        logger.warning("notification_unreadable", error=str(error))
-        return []
-
-
 class _Thread:
     """Listens until nobody has waited for long."""
 

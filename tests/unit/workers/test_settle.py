@@ -21,7 +21,6 @@ from taskq.errors import DatabaseError
 from taskq.message import Message, Publication
 from taskq.results.ledger import UNDECIDED, Change, tick_entry
 from taskq.results.sqlite import SqliteResults
-from taskq.results.store import Record
 from taskq.workers import note
 from taskq.workers.last_resort import LastResort
 from taskq.workers.outcome import SUCCEEDED, Outcome, again, dead_letter, record
@@ -254,12 +253,10 @@ IMPOSSIBLE = [
     Outcome("succeeded", (Publication("replies", message("reply"), reply=True),)),
     Outcome("succeeded", (Publication("next", message("id").with_headers(x=object())),)),
     Outcome("succeeded", (Publication("next\udce9", message("id")),)),
-    Outcome("succeeded", record=Record("id-0", "SUCCESS", b"{}", attempt=2**70)),
-    Outcome("succeeded", record=Record("id-0\udce9", "SUCCESS", b"{}")),
 ]
 
 
-@pytest.mark.parametrize("impossible", IMPOSSIBLE, ids=["no route", "no JSON", "no text", "no number", "no key"])
+@pytest.mark.parametrize("impossible", IMPOSSIBLE, ids=["no route", "no JSON", "no text"])
 @pytest.mark.parametrize("place", range(COUNT))
 def test_what_can_never_take_effect_is_a_dead_letter_and_its_neighbours_are_settled_in_the_same_pass(
     settings: Settings, session: SqliteSession, consumer: SqliteConsumer, impossible: Outcome, place: int

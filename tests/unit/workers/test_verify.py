@@ -35,7 +35,9 @@ def executor(body: Callable[[], Any], settings: Settings, **options: Any) -> Exe
     def task() -> Any:
         return body()
 
-    app.task(name="task", **options)(task)
+    # Which overload it is depends on the options.
+    decorate: Any = app.task(name="task", **options)
+    decorate(task)
     return Executor(app.tasks, settings, decoder(settings), "1@host")
 
 
@@ -175,7 +177,7 @@ def test_what_a_message_remembers_gives_way_to_its_own_headers() -> None:
     settings = amqp()
     execute = executor(raising(ValueError("错" * 100_000)), settings, autoretry_for=(ValueError,), max_retries=25)
     history = [{"worker": "w", "started": 1.0, "seconds": 1.0, "ended": "错" * 300}] * 20
-    outcome = sound(execute(delivery(x="h" * 129_000)), settings)
+    outcome = sound(execute(delivery(x="h" * 130_000)), settings)
     assert (outcome.event, HISTORY in outcome.publish[0].message.headers) == ("retried", False)
     outcome = sound(execute(delivery(retries=24, **{HISTORY: history})), settings)
     assert (outcome.event, len(outcome.publish[0].message.headers[HISTORY])) == ("retried", 20)
@@ -186,7 +188,7 @@ def test_what_a_message_remembers_gives_way_to_its_own_headers() -> None:
 def test_headers_that_leave_no_room_at_all_are_left_out_of_the_dead_letter() -> None:
     settings = amqp()
     execute = executor(raising(Reject("no")), settings)
-    outcome = sound(execute(delivery(x="h" * 130_700)), settings)
+    outcome = sound(execute(delivery(x="h" * 130_850)), settings)
     letter = outcome.publish[0].message
     assert (outcome.event, letter.headers["id"], "x" in letter.headers) == ("dead-lettered", "id-1", False)
     assert letter.body == json.dumps([[], {}, NO_EMBED]).encode()
