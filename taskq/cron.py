@@ -48,7 +48,7 @@ _MONTH = _Field(
 )
 _WEEKDAY = _Field("day_of_week", 0, 6, ("sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"))
 _LONGEST_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
-_PART = re.compile(r"(\*|\w+)(?:-(\w+))?(?:/(\d{1,9}))?", re.ASCII)
+_PART = re.compile(r"(\*|\w{1,9})(?:-(\w{1,9}))?(?:/(\d{1,9}))?", re.ASCII)
 _NICKNAMES = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
@@ -140,6 +140,8 @@ def cron(text: str) -> Crontab:
 
     Raises ``ConfigurationError``.
     """
+    if not isinstance(text, str):
+        raise ConfigurationError(f"an entry of cron's is a text, such as '30 8 * * mon-fri', not {text!r}")
     parts = _NICKNAMES.get(text.strip().lower(), text).split()
     if len(parts) != 5:
         nicknames = ", ".join(_NICKNAMES)
@@ -150,14 +152,15 @@ def cron(text: str) -> Crontab:
     return Crontab(minute, hour, day_of_month, month_of_year, day_of_week, either=True)
 
 
-def _text(part: Any) -> str:
-    if isinstance(part, (int, str)):
-        return str(part).replace(" ", "").lower()
-    if not isinstance(part, Iterable) or isinstance(part, (bytes, Mapping)):
-        raise ConfigurationError(
-            f"{part!r} is no part of a crontab: give a number, a text such as '8-18/2', or several of either"
-        )
-    return ",".join(_text(one) for one in part)
+def _text(part: Part) -> str:
+    if isinstance(part, str):
+        return re.sub(r"\s*([,/-])\s*", r"\1", part.strip().lower())
+    if type(part) is int:
+        return str(part)
+    # Bytes and mappings can be iterated over as well, but say something else then.
+    if isinstance(part, Iterable) and not isinstance(part, (bytes, bytearray, Mapping)):
+        return ",".join(_text(one) for one in part)
+    raise ConfigurationError(f"a part of an entry is a number, a text such as '*/15' or several of these, not {part!r}")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -166,16 +169,16 @@ def _parse(field: _Field, text: str) -> frozenset[int]:
     named: set[int] = set()
     for part in text.lower().split(","):
         match = _PART.fullmatch(part)
-        if match is None or (match[1] == "*" and match[2]) or match[3] == "0":
+        if match is None or (match[1] == "*" and match[2]) or (match[3] and int(match[3]) == 0):
             raise ConfigurationError(f"{field.name} {text!r}: {part!r} is not like 5, 1-5, */15 or 8-18/2")
         first, last, step = match.groups()
         start = field.lowest if first == "*" else _number(field, first, text)
         stop = _number(field, last, text) if last else field.highest if step or first == "*" else start
-        if field is _WEEKDAY:
-            # Sunday is 0 and 7: at the end of a range 7 is meant.
-            start, stop = start % 7, stop if last and start <= stop else stop % 7
-        around = range(start, stop + 1) if start <= stop else [*range(start, field.highest + 1), *range(field.lowest, stop + 1)]
-        named.update(number % 7 if field is _WEEKDAY else number for number in around[:: int(step or 1)])
+        if field is _WEEKDAY and start == 7 > stop:
+            start = 0  # Sunday is both
+        span = field.highest - field.lowest + 1
+        around = range(start, (stop if start <= stop else stop + span) + 1, int(step or 1))
+        named.update((number - field.lowest) % span + field.lowest for number in around)
     return frozenset(named)
 
 
