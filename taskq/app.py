@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import threading
 import time
@@ -15,7 +14,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, overlo
 
 import msgspec
 
-from taskq import config, graveyard, log, plan
+from taskq import checks, config, graveyard, log, plan
 from taskq.attempt import Attempt, current_attempt
 from taskq.broker import open_replies, open_session
 from taskq.broker.interface import Replies, TakeReply
@@ -26,6 +25,7 @@ from taskq.control import Pause, Resume, Revoke, Standing
 from taskq.cron import Crontab
 from taskq.dead import DeadLetter, Filter, Selection
 from taskq.errors import BrokerError, ConfigurationError, MessageTooLarge, ResultError, ResultsDisabled, UnsupportedFeature
+from taskq.function import same, where
 from taskq.launch import Follow, launch
 from taskq.message import Publication, dead_letter_queue
 from taskq.plan import Plan
@@ -37,7 +37,7 @@ from taskq.schedule import Schedule, ScheduleOptions, last_sent, schedule_of
 from taskq.serialization import plain_arguments, plain_result
 from taskq.signature import FLOW_OPTION_NAMES, Canvas, FlowOptions, Partial, Signature, unknown_option
 from taskq.step import NOTHING_FOLLOWS, Step, has_chord, settled
-from taskq.task import Task, TaskOptions, router
+from taskq.task import Task, TaskOptions, router, tasks_in
 from taskq.workflow import handle_of
 
 P = ParamSpec("P")
@@ -116,7 +116,7 @@ class TaskQ:
         """Make a function a task of this app. With ``bind=True`` it receives its ``Attempt`` as the first argument."""
 
         def decorate(function: Callable[..., Any]) -> Task[..., Any]:
-            return self._adopt(Task(function, options, main_name=self.name))
+            return self._adopt(Task(function, options))
 
         return decorate(*function) if function else decorate
 
@@ -149,20 +149,26 @@ class TaskQ:
         return {} if ledger is None else last_sent(ledger, self.name, self._schedules)
 
     def include(self, *modules: str) -> None:
-        """Import the modules and take in the tasks that they made with ``taskq.task``."""
+        """Import the modules and take in the tasks that they made with ``taskq.task``, or have imported from where these were.
+
+        Raises ``ConfigurationError`` for a module with no task in it.
+        """
         for name in modules:
-            for value in list(vars(importlib.import_module(name)).values()):
-                if isinstance(value, Task) and value.send != self._send and value.function.__module__ == name:
-                    self._adopt(value)
+            found = tasks_in(checks.text("the name of a module", name))
+            for task in found:
+                if task.send is None or (task.send != self._send and task.function.__module__ == name):
+                    self._adopt(task)
+            if not any(task.send == self._send for task in found):
+                raise ConfigurationError(f"there are no tasks in the module {name!r}; they are made with @taskq.task")
 
     def _adopt(self, task: Task[P, R]) -> Task[P, R]:
         if task.send is not None:
             raise ConfigurationError(f"task {task.name!r} belongs to another app already; a module is included by one app")
         known = self._tasks.get(task.name)
-        if known is not None and known.function.__code__ is not task.function.__code__:
-            where = known.function.__code__
+        if known is not None and not same(known.function, task.function):
             raise ConfigurationError(
-                f"two tasks are called {task.name!r}, here and at {where.co_filename}:{where.co_firstlineno}; give one a name="
+                f"two tasks are called {task.name!r}, here and at {where(known.function)}; give one a name=, and where a"
+                " decorator of yours makes both, have it use functools.wraps"
             )
         task.send = self._send
         self._tasks[task.name] = task

@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 
 import msgspec
 
+from taskq import checks
 from taskq.errors import ConfigurationError
 from taskq.message import SENT, Message, Publication
 
@@ -93,20 +94,21 @@ def compose(
         if clash := _RESERVED & extra.keys():
             raise ConfigurationError(f"the header {min(clash)!r} is part of the protocol; give yours another name")
         headers.update(extra)
-    priority = _priority(options.get("priority"))
+    priority = checked_priority(options.get("priority"))
     message = Message(headers=headers, body=body, priority=priority, correlation_id=task_id, reply_to=family.reply_to)
     return Publication(queue, message, delay)
 
 
 def time_limits(options: Mapping[str, Any]) -> tuple[float | None, float | None]:
     """The hard and the soft time limit among these options; raises ``ConfigurationError`` for those that make no sense."""
-    hard, soft = options.get("time_limit"), options.get("soft_time_limit")
-    for name, limit in (("time_limit", hard), ("soft_time_limit", soft)):
-        if limit is not None and not (type(limit) in (int, float) and math.isfinite(limit) and limit > 0):
-            raise ConfigurationError(f"{name} must be a number of seconds above 0, not {limit!r}")
+    hard, soft = (_limit(name, options.get(name)) for name in ("time_limit", "soft_time_limit"))
     if hard is not None and soft is not None and soft >= hard:
         raise ConfigurationError(f"soft_time_limit={soft:g} must be below time_limit={hard:g}: it would never be reached")
     return hard, soft
+
+
+def _limit(name: str, value: Any) -> float | None:
+    return None if value is None else checks.seconds(name, value, above=0.0)
 
 
 def origin() -> str:
@@ -143,7 +145,8 @@ def _iso(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).isoformat()
 
 
-def _priority(priority: int | None) -> int | None:
+def checked_priority(priority: int | None) -> int | None:
+    """The priority; raises ``ConfigurationError`` for one that makes no sense."""
     if priority is not None and not (type(priority) is int and 0 <= priority <= 9):
         raise ConfigurationError(f"priority must be a whole number from 0 to 9, not {priority!r}")
     return priority

@@ -7,28 +7,30 @@ never taken for an error.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypedDict
 
+from taskq import checks
 from taskq.errors import ConfigurationError, MaxRetriesExceeded, Terminated, Verdict
 
 #: Beyond this exponent every delay is at its maximum, and 2.0 to its power is still a float.
 _LARGEST_EXPONENT = 1000
+_SECONDS = frozenset({"default_retry_delay", "retry_backoff", "retry_backoff_max"})
 
 
 class RetryOptions(TypedDict, total=False):
     """What a task's decorator may say about retries; see ``RetryPolicy``."""
 
     max_retries: int | None
-    default_retry_delay: float
+    default_retry_delay: float | timedelta
     autoretry_for: tuple[type[BaseException], ...]
     dont_autoretry_for: tuple[type[BaseException], ...]
     retry_on: Callable[[BaseException], bool] | None
-    retry_backoff: float | bool
-    retry_backoff_max: float
+    retry_backoff: float | timedelta | bool
+    retry_backoff_max: float | timedelta
     retry_jitter: bool
 
 
@@ -55,8 +57,8 @@ class RetryPolicy:
         limit = self.max_retries
         if limit is not None and (type(limit) is not int or limit < 0):
             raise ConfigurationError(f"max_retries must be a whole number from 0, or None for no end of them, not {limit!r}")
-        for name in ("default_retry_delay", "retry_backoff", "retry_backoff_max"):
-            _check_seconds(name, getattr(self, name))
+        for name in _SECONDS:
+            checks.seconds(name, getattr(self, name))
         for name in ("autoretry_for", "dont_autoretry_for"):
             _check_classes(name, getattr(self, name))
         if self.retry_on is not None and not callable(self.retry_on):
@@ -93,15 +95,12 @@ def policy_of(options: Mapping[str, Any]) -> RetryPolicy:
     given = {name: options[name] for name in RetryOptions.__annotations__ if name in options}
     if isinstance(given.get("retry_backoff"), bool):
         given["retry_backoff"] = float(given["retry_backoff"])
+    for name in _SECONDS & given.keys():
+        given[name] = checks.seconds(name, given[name])
     for name in ("autoretry_for", "dont_autoretry_for"):
         if isinstance(given.get(name), list):
             given[name] = tuple(given[name])
     return RetryPolicy(**given)
-
-
-def _check_seconds(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-        raise ConfigurationError(f"{name} must be a number of seconds from 0, not {value!r}")
 
 
 def _check_classes(name: str, value: Any) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
-import sys
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from datetime import timedelta
+from types import FunctionType
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, Unpack, get_args, overload
 
 import msgspec
 
+from taskq import checks
 from taskq.attempt import Attempt, current_attempt
-from taskq.compose import SendOptions, time_limits
+from taskq.compose import SendOptions, checked_priority, time_limits
 from taskq.errors import ConfigurationError
+from taskq.function import check as check_function
+from taskq.function import default_name, most_positional, positional, takes
 from taskq.results.handle import AsyncResult
 from taskq.retry import RetryOptions, policy_of
 from taskq.signature import FlowOptions, Partial, Send, Signature
@@ -33,6 +37,7 @@ class TaskOptions(RetryOptions, total=False):
     """What a task's decorator may say: its name, how its calls are sent unless the call says otherwise, and how they may end.
 
     ``acks_late=False``: never run it twice; what becomes of it when its process dies is then unknown, and it ends as lost.
+    ``expires``: seconds, from the call on, after which it does not begin any more.
     ``time_limit`` and ``soft_time_limit``: seconds until its process is killed, or ``SoftTimeLimitExceeded`` is raised in it.
     ``on_worker_lost`` and ``on_timeout``: whether it runs again after a crash and after its time limit.
     """
@@ -40,11 +45,11 @@ class TaskOptions(RetryOptions, total=False):
     name: str | None
     queue: str | None
     priority: int | None
-    expires: float | None
+    expires: float | timedelta | None
     ignore_result: bool | None
     acks_late: bool
-    time_limit: float | None
-    soft_time_limit: float | None
+    time_limit: float | timedelta | None
+    soft_time_limit: float | timedelta | None
     on_worker_lost: Afterwards
     on_timeout: Afterwards
 
@@ -59,33 +64,26 @@ class Task(Generic[P, R]):
     ``app.include`` takes their module in.
     """
 
-    def __init__(self, function: Callable[..., R], options: Mapping[str, Any], *, main_name: str | None = None) -> None:
-        if inspect.iscoroutinefunction(function):
-            raise ConfigurationError(
-                f"{function.__qualname__} is async; taskq runs plain functions (asyncio.run() inside one works)"
-            )
+    def __init__(self, function: Callable[..., R], options: Mapping[str, Any]) -> None:
         if unknown := options.keys() - OPTION_NAMES:
             raise ConfigurationError(f"unknown task option {min(unknown)!r}; there are {', '.join(sorted(OPTION_NAMES))}")
+        if isinstance(function, Task):
+            raise ConfigurationError(f"{function!r} is a task already; decorate it once")
+        self.bind = checks.truth("bind", options.get("bind", False))
+        check_function(function, bind=self.bind)
         functools.update_wrapper(self, function)
         self.function = function
-        self.bind = bool(options.get("bind"))
-        self.name = options.get("name") or _default_name(function, main_name)
-        self.defaults = SendOptions(
-            queue=options.get("queue"),
-            priority=options.get("priority"),
-            expires=options.get("expires"),
-            ignore_result=options.get("ignore_result"),
-        )
-        self._read_ends(options)
+        name = options.get("name")
+        self.name = default_name(function) if name is None else checks.text("the name of a task", name)
+        self._read_options(options)
         self.send: Send | None = None
-        parameters = list(inspect.signature(function).parameters.values())[self.bind :]
-        self._signature = inspect.Signature(parameters)
-        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        self._parameters = tuple(p.name for p in parameters if p.kind in positional)
+        self._signature = takes(function, bind=self.bind)
+        self._parameters = positional(self._signature.parameters.values())
 
-    def _read_ends(self, options: Mapping[str, Any]) -> None:
-        """Take in how the task's attempts may end, for the worker that runs them."""
+    def _read_options(self, options: Mapping[str, Any]) -> None:
+        """Take in how its calls are sent, and how its attempts may end, for the worker that runs them."""
         try:
+            self.defaults = _defaults(options)
             self.retry_policy = policy_of(options)
             self.time_limit, self.soft_time_limit = time_limits(options)
             self.on_worker_lost = _afterwards(options, "on_worker_lost", "retry")
@@ -97,7 +95,7 @@ class Task(Generic[P, R]):
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here and now."""
         if not self.bind:
             return self.function(*args, **kwargs)
@@ -112,7 +110,7 @@ class Task(Generic[P, R]):
             return msgspec.structs.replace(attempt, retry_policy=self.retry_policy, called_directly=True)
         return attempt
 
-    def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+    def delay(self, /, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """Send the call; returns once the broker has taken responsibility for it.
 
         Raises ``TypeError`` for arguments that the function does not take or JSON cannot carry, ``BrokerError`` if the broker
@@ -127,17 +125,17 @@ class Task(Generic[P, R]):
         return self._call(args, kwargs, options).delay()
 
     @overload
-    def s(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]: ...
+    def s(self, /, *args: P.args, **kwargs: P.kwargs) -> Signature[R]: ...
     @overload
-    def s(self, *args: Any, **kwargs: Any) -> Partial[R]: ...
-    def s(self, *args: Any, **kwargs: Any) -> Any:
+    def s(self, /, *args: Any, **kwargs: Any) -> Partial[R]: ...
+    def s(self, /, *args: Any, **kwargs: Any) -> Any:
         """The call as a value, to be sent later, or to be a step of a workflow, where results come before these arguments.
 
         Raises ``TypeError`` for arguments that the function can't take, whatever comes before them.
         """
         return self.signature(args, kwargs)
 
-    def si(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]:
+    def si(self, /, *args: P.args, **kwargs: P.kwargs) -> Signature[R]:
         """The call as a value that takes no results of what comes before it in a workflow."""
         return self.signature(args, kwargs, immutable=True)
 
@@ -174,9 +172,7 @@ class Task(Generic[P, R]):
 
     def takes(self, count: int) -> bool:
         """Whether the function can take so many positional arguments."""
-        if count <= len(self._parameters):
-            return True
-        return any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in self._signature.parameters.values())
+        return count <= most_positional(self.function, bind=self.bind)
 
     def _mapped(self, by: str, items: list[Any]) -> Signature[list[R]]:
         called = msgspec.to_builtins(Step(task=self.name))
@@ -211,19 +207,42 @@ def router(tasks: Mapping[str, Task[..., Any]], default_queue: str) -> Callable[
     return route
 
 
-def _default_name(function: Callable[..., Any], main_name: str | None) -> str:
-    """``module.function``. A script is called ``__main__`` only while it runs as one; then ``main_name``, or its file's."""
-    module = function.__module__
-    if module == "__main__":
-        script = getattr(sys.modules["__main__"], "__file__", None)
-        module = main_name or (Path(script).stem if script else module)
-    return f"{module}.{function.__qualname__.replace('<locals>.', '')}"
+def tasks_in(name: str) -> list[Task[..., Any]]:
+    """Import the module and return the tasks that it holds, wherever they were made.
+
+    Raises ``ConfigurationError`` where it can't hold them all yet, and for tasks that another decorator hides.
+    """
+    module = importlib.import_module(name)
+    if getattr(module.__spec__, "_initializing", False):
+        raise ConfigurationError(
+            f"the module {name!r} is being imported right now, and that has led here, so its tasks are not made yet; import the"
+            " application's module first, or have this one not import the application: @taskq.task needs none"
+        )
+    values = list(vars(module).items())
+    for attribute, value in values:
+        inner = inspect.unwrap(value, stop=_is_task) if isinstance(value, FunctionType) else None
+        if isinstance(inner, Task) and inner.send is None:
+            raise ConfigurationError(f"{name}.{attribute} is a task within another decorator; put @task on top of the others")
+    return [value for _, value in values if isinstance(value, Task)]
+
+
+def _is_task(value: Any) -> bool:
+    return isinstance(value, Task)
+
+
+def _defaults(options: Mapping[str, Any]) -> SendOptions:
+    """How the task's calls are sent where they say nothing else."""
+    queue, expires, ignore_result = (options.get(name) for name in ("queue", "expires", "ignore_result"))
+    return SendOptions(
+        queue=None if queue is None else checks.text("queue", queue),
+        priority=checked_priority(options.get("priority")),
+        expires=None if expires is None else checks.seconds("expires", expires, above=0.0),
+        ignore_result=None if ignore_result is None else checks.truth("ignore_result", ignore_result),
+    )
 
 
 def _acks_late(options: Mapping[str, Any]) -> bool:
-    value = options.get("acks_late", True)
-    if not isinstance(value, bool):
-        raise ConfigurationError(f"acks_late must be True or False, not {value!r}")
+    value = checks.truth("acks_late", options.get("acks_late", True))
     for name in ("on_worker_lost", "on_timeout"):
         if not value and options.get(name) == "retry":
             raise ConfigurationError(f"acks_late=False means that it never runs twice, so {name} cannot be 'retry'")

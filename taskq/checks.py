@@ -1,0 +1,48 @@
+"""What users give, made plain: each check returns the value that is meant, or raises ``ConfigurationError``.
+
+``what`` names the thing in the error: an option, a parameter.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import timedelta
+from typing import Any
+
+from taskq.errors import ConfigurationError
+
+#: The longest time that an option may say, in seconds: a century. What is meant to be "never" has a word of its own.
+MOST_SECONDS = 100 * 366 * 86_400.0
+#: What brokers, backends and files can't hold as text.
+_NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
+
+
+def text(what: str, value: Any) -> str:
+    """The text; a member of a ``(str, Enum)`` is its value, not its name."""
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{what} must be a text, not {value!r}")
+    plain = str.__str__(value)
+    if not plain:
+        raise ConfigurationError(f"{what} must not be empty")
+    if _NOT_TEXT.search(plain):
+        raise ConfigurationError(f"{what} must be text without NUL and lone surrogates, not {plain!r}")
+    return plain
+
+
+def seconds(what: str, value: Any, *, above: float | None = None) -> float:
+    """The number of seconds, which may be given as a ``timedelta``: from 0 on, or above ``above``; a century at most."""
+    number = value.total_seconds() if isinstance(value, timedelta) else value
+    span = f"above {above:g}" if above is not None else "from 0"
+    if isinstance(number, (int, float)) and MOST_SECONDS < number < math.inf:
+        span = f"up to {MOST_SECONDS:.0f}, a century"
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number <= MOST_SECONDS or number == above:
+        raise ConfigurationError(f"{what} must be a number of seconds {span}, not {value!r}")
+    return number
+
+
+def truth(what: str, value: Any) -> bool:
+    """True or False, and nothing that merely counts as one."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{what} must be True or False, not {value!r}")
+    return value
