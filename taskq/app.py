@@ -58,7 +58,9 @@ class TaskQ:
     """
 
     def __init__(self, name: str, broker: str | None = None, backend: str | None = None, **settings: Any) -> None:
-        self.name = name
+        self.name = checks.text("the name of an app", name)
+        # What is relative stays where it was, whatever folder a task or an import goes to.
+        self._folder = config.working_folder()
         self._keywords = {"broker": broker, "backend": backend, **settings}
         self._tasks: dict[str, Task[..., Any]] = {}
         self._schedules: dict[str, Schedule] = {}
@@ -72,7 +74,7 @@ class TaskQ:
 
     def configure(self, command_line: Mapping[str, Any]) -> None:
         """Work the settings out again, with these values from the command line on top."""
-        self.settings = config.load(self._keywords, command_line=command_line)
+        self.settings = config.load(self._keywords, command_line=command_line, folder=self._folder)
         self.publisher = Publisher(self.settings, open_session)
         self._store: ResultStore | None = None
 

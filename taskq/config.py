@@ -14,10 +14,12 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NewType, get_args, get_type_hints
 from urllib.parse import quote, unquote
 
+from taskq import checks
 from taskq.errors import ConfigurationError
 
 Source = Literal["default", "keyword", "environment", "command line"]
@@ -65,12 +67,12 @@ class Settings:
     """The effective settings. ``sources`` says for each where its value came from."""
 
     broker: str = _setting(
-        "", "broker URL: sqlite:///file.db, amqp:// or amqps://; empty: one SQLite file in the user's state directory"
+        "", "broker URL: sqlite:////dir/file.db, amqp:// or amqps://; empty: one SQLite file in the user's state directory"
     )
     backend: str = _setting(
         "",
-        "result backend URL: sqlite:///file.db, redis://, rediss://, redis+socket:///path, postgresql:// or rpc://; or 'off';"
-        " empty: the broker's file if it is SQLite, else off",
+        "result backend URL: sqlite:////dir/file.db, redis://, rediss://, redis+socket:///path, postgresql:// or rpc://;"
+        " or 'off'; empty: the broker's file if it is SQLite, else off",
     )
     default_queue: str = _setting("default", "the queue of tasks that name none")
     publish_timeout: float = _setting(5.0, "seconds for connect, declare, publish and confirm together")
@@ -157,8 +159,9 @@ def load(
     *,
     environment: Mapping[str, str] | None = None,
     command_line: Mapping[str, Any] | None = None,
+    folder: Path | None = None,
 ) -> Settings:
-    """The effective settings out of their sources.
+    """The effective settings out of their sources; SQLite files with relative names are in ``folder``.
 
     Raises ``ConfigurationError`` for an unknown name (naming the nearest) and for a value of the wrong kind.
     """
@@ -181,6 +184,8 @@ def load(
     for name, value in (command_line or {}).items():
         if value is not None:
             take(name, value, "command line", f"--{name.replace('_', '-')}")
+    for name in values.keys() & {"broker", "backend"}:
+        values[name] = absolute(name, values[name], folder)
     return _checked({**DEFAULTS, **values}, sources)
 
 
@@ -207,6 +212,18 @@ _FROM_ZERO = (
 )
 
 
+#: What the protocols have room for, and clocks can still add up to.
+_MOST: Mapping[str, int] = {
+    "concurrency": 1024,
+    "prefetch": 65_535,
+    "heartbeat": 65_535,
+    "queue_max_priority": 255,
+    "publish_timeout": 86_400,
+    "grace": 30 * 86_400,
+}
+_MOST_OF: Mapping[Any, int] = {int: 2**31 - 1, float: int(checks.MOST_SECONDS), Size: 2**63 - 1}
+
+
 def _checked(values: dict[str, Any], sources: dict[str, Source]) -> Settings:
     """Fills in what depends on other settings, and refuses what cannot work."""
     if not values["broker"]:
@@ -218,12 +235,7 @@ def _checked(values: dict[str, Any], sources: dict[str, Source]) -> Settings:
         _check_scheme("backend", values["backend"], BACKEND_SCHEMES)
     if values["backend"].startswith("rpc:") and values["broker"].startswith("sqlite:"):
         raise ConfigurationError("backend='rpc://' needs an amqp:// broker: results go back through its reply queues")
-    for name in _ABOVE_ZERO:
-        if values[name] <= 0:
-            raise ConfigurationError(f"{name} must be above 0, not {values[name]}")
-    for name in _FROM_ZERO:
-        if values[name] < 0:
-            raise ConfigurationError(f"{name} must not be negative, not {values[name]}")
+    _check_ranges(values)
     if 0 < values["time_limit"] <= values["soft_time_limit"]:
         raise ConfigurationError(
             f"soft_time_limit must be below time_limit={values['time_limit']:g}, not {values['soft_time_limit']:g}: "
@@ -235,6 +247,48 @@ def _checked(values: dict[str, Any], sources: dict[str, Source]) -> Settings:
         http_address(values["http"])
     values["concurrency"] = values["concurrency"] or cpu_count()
     return Settings(**values, sources=sources)
+
+
+def _check_ranges(values: Mapping[str, Any]) -> None:
+    for name in _ABOVE_ZERO:
+        if values[name] <= 0:
+            raise ConfigurationError(f"{name} must be above 0, not {values[name]}")
+    for name in _FROM_ZERO:
+        if values[name] < 0:
+            raise ConfigurationError(f"{name} must not be negative, not {values[name]}")
+    for name, wanted in _TYPES.items():
+        most = _MOST.get(name) or _MOST_OF.get(wanted)
+        if most is not None and values[name] > most:
+            raise ConfigurationError(f"{name} must be {most} at most, not {values[name]}")
+    if not values["default_queue"]:
+        raise ConfigurationError("default_queue must not be empty")
+
+
+def absolute(name: str, url: str, folder: Path | None = None) -> str:
+    """The URL of an SQLite file with the whole name of the file, which a relative one has in ``folder``, or where we are now.
+
+    Other URLs come back as they are. Raises ``ConfigurationError`` where ``name``, a setting, names no file.
+    """
+    if not url.startswith("sqlite://"):
+        return url
+    file = url.removeprefix("sqlite:///")
+    if file in ("", url, ":memory:") or "?" in file:
+        raise ConfigurationError(
+            f"{name}={url!r} names no file; write sqlite:///relative/file.db or sqlite:////absolute/file.db, without parameters"
+        )
+    try:
+        path = Path(re.sub("^/+", "/", file)).expanduser()
+        return f"sqlite:///{path if path.is_absolute() else (folder or Path.cwd()) / path}"
+    except (OSError, RuntimeError) as error:
+        raise ConfigurationError(f"{name}={url!r} is relative to a folder that is not there: {error}") from None
+
+
+def working_folder() -> Path | None:
+    """Where we are; None where that folder was deleted."""
+    try:
+        return Path.cwd()
+    except OSError:
+        return None
 
 
 _NOT_IN_URLS = re.compile(r"""[\s"'\x00-\x1f]""")
@@ -260,6 +314,8 @@ def _check_scheme(name: str, url: str, schemes: tuple[str, ...]) -> None:
 
 def _convert(name: str, value: Any, called: str) -> Any:
     wanted = _TYPES[name]
+    if isinstance(value, str):
+        value = str.__str__(value)
     if choices := get_args(wanted):
         if value not in choices:
             raise ConfigurationError(f"{called} must be one of {', '.join(choices)}, not {masked(repr(value))}")
@@ -267,18 +323,28 @@ def _convert(name: str, value: Any, called: str) -> Any:
     if wanted is bool:
         return _truth(value, called)
     if wanted is str:
-        return ",".join(value) if isinstance(value, (list, tuple)) else str(value)
+        return _text(name, value, called)
     if wanted is Size:
         return _bytes(value, called)
+    if wanted is float and isinstance(value, timedelta):
+        value = value.total_seconds()
     try:
         number = wanted(value)
-        exact = math.isfinite(number) and (isinstance(value, str) or number == value)
+        exact = math.isfinite(number) and (isinstance(value, str) or (number == value and not isinstance(value, bool)))
     except (TypeError, ValueError, OverflowError):
         exact = False
     if not exact:
         kind = {"int": "a whole number", "float": "a number"}[wanted.__name__]
         raise ConfigurationError(f"{called} must be {kind}, not {masked(repr(value))}")
     return number
+
+
+def _text(name: str, value: Any, called: str) -> str:
+    if name == "queues" and isinstance(value, (list, tuple, set, frozenset)):
+        return ",".join(checks.text(called, queue) for queue in value)
+    if name == "http" and type(value) is int:
+        return str(value)
+    return checks.text(called, value) if value != "" else ""
 
 
 def _truth(value: Any, called: str) -> bool:
@@ -290,7 +356,7 @@ def _truth(value: Any, called: str) -> bool:
 
 
 # Whoever writes 200M of memory means what the kernel and Kubernetes' Mi count in: powers of 1024.
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
 _UNITS: Mapping[str, int] = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 
 

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from taskq import log
 from taskq.config import Settings
 from taskq.errors import ConfigurationError, MessageError
-from taskq.workers.children import MOST_CHILDREN, Children
+from taskq.workers.children import Children
 from taskq.workers.crashes import Coroner
 from taskq.workers.custody import Custody
 from taskq.workers.launcher import Death, Launcher
@@ -256,8 +256,6 @@ def cannot_follow(old: Ready, new: Ready) -> str:
         why = f"the app is called {new.app!r} now, not {old.app!r}: restart the worker"
     elif changed:
         why = f"the code sets {', '.join(changed)} differently, which needs a restart of the worker"
-    elif new.settings.concurrency > MOST_CHILDREN:
-        why = f"a worker has at most {MOST_CHILDREN} children, not {new.settings.concurrency}"
     elif before != after:
         named = ", ".join([*(f"+{name}" for name in sorted(after - before)), *(f"-{name}" for name in sorted(before - after))])
         why = f"the tasks name other queues ({named}), and a worker consumes those that it started with: restart it"

@@ -13,7 +13,7 @@ import click
 
 from taskq import TaskQ
 from taskq.cli.loading import load_app
-from taskq.config import ABOUT, DEFAULTS, Settings
+from taskq.config import ABOUT, DEFAULTS, Settings, absolute
 
 #: The settings that matter to whoever talks to the broker without running tasks.
 BROKER_SETTINGS: Final = ("broker", "default_queue", "queue_type", "queue_max_priority", "delivery_limit", "publish_timeout")
@@ -37,7 +37,11 @@ def with_settings(*names: str) -> Callable[[Command], Command]:
         @functools.wraps(command)
         def collect(**values: Any) -> None:
             given = {name: values.pop(name) for name in names}
-            command(settings={name: value for name, value in given.items() if value not in (None, ())}, **values)
+            settings = {name: value for name, value in given.items() if value not in (None, ())}
+            # What is relative is so to where the command was given, wherever the application's import goes.
+            for name in settings.keys() & {"broker", "backend"}:
+                settings[name] = absolute(name, settings[name])
+            command(settings=settings, **values)
 
         decorated: Command = collect
         for name in reversed(names):  # click shows the option that is added last first

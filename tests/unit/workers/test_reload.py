@@ -37,7 +37,6 @@ def test_every_name_of_what_is_taken_over_is_a_setting() -> None:
         (ready(broker="sqlite:////tmp/other.db"), "broker, backend"),
         (ready(heartbeat=5.0), "heartbeat"),
         (ready("mail"), "+mail"),
-        (ready(concurrency=2000), "1024"),
         (msgspec.structs.replace(ready(), app="store"), "'store'"),
         (msgspec.structs.replace(ready(), version="2"), "from 1 to 2"),
     ],
