@@ -130,7 +130,7 @@ class TaskQ:
         See ``ScheduleOptions``. Workers see to it, unless told ``--no-scheduler``, and ``taskq scheduler`` does; however many
         of them run, each tick is sent once. Raises ``ConfigurationError``, and what ``delay`` raises for arguments.
         """
-        if name in self._schedules:
+        if checks.text("the name of a schedule", name) in self._schedules:
             raise ConfigurationError(f"two schedules are called {name!r}; give one of them another name")
         self._schedules[name] = schedule = schedule_of(name, entry, signature, **options)
         self._scheduled[name] = signature.clone()
@@ -180,7 +180,7 @@ class TaskQ:
         self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[FlowOptions]
     ) -> AsyncResult[Any]:
         """Send a call by the task's name; where this app knows the task, its queue and defaults apply. Raises as ``delay``."""
-        if task := self._tasks.get(name):
+        if task := self._tasks.get(checks.text("the name of a task", name)):
             known: AsyncResult[Any] = task.apply_async(args, kwargs, **options)
             return known
         given: Any = {option: value for option, value in options.items() if value is not None}
@@ -207,11 +207,11 @@ class TaskQ:
 
     def result(self, task_id: str) -> AsyncResult[Any]:
         """The handle on the result of a task that was sent before, from anywhere."""
-        return AsyncResult(task_id, self._source)
+        return AsyncResult(checks.text("the id of a task", task_id), self._source)
 
     def group_result(self, group_id: str) -> GroupResult[Any]:
         """The handle on a group that was saved before with ``save_group``; raises ``ResultError`` if there is none."""
-        document = self._open_store().document(SAVED.format(group_id))
+        document = self._open_store().document(SAVED.format(checks.text("the id of a group", group_id)))
         if document is None:
             raise ResultError(f"no group {group_id} was saved, or it was too long ago; save one with app.save_group(result)")
         return restored(document, self.result)
@@ -226,7 +226,7 @@ class TaskQ:
         With it come the records of those of its tasks that have begun or ended; None where there is no such plan.
         """
         store = self._open_store()
-        found = plan.find(task_id, store)
+        found = plan.find(checks.text("the id of a task", task_id), store)
         ids = [str(task.id) for task in found.tasks()] if found is not None else []
         return found, [record for record in store.fetch(ids) if record is not None]
 
@@ -235,15 +235,17 @@ class TaskQ:
 
         Returns once the broker keeps this for every worker, those to come included, or raises as ``delay``.
         """
-        self.publisher.control(Revoke(task_id, terminate, time.time()))
+        self.publisher.control(
+            Revoke(checks.text("the id of a task", task_id), checks.truth("terminate", terminate), time.time())
+        )
 
     def pause(self, queue: str) -> None:
         """Have workers fetch nothing from the queue, until ``resume``. Calls are accepted as ever. Raises as ``delay``."""
-        self.publisher.control(Pause(queue, time.time()))
+        self.publisher.control(Pause(checks.text("queue", queue), time.time()))
 
     def resume(self, queue: str) -> None:
         """Have workers fetch from the queue again. Raises as ``delay``."""
-        self.publisher.control(Resume(queue, time.time()))
+        self.publisher.control(Resume(checks.text("queue", queue), time.time()))
 
     def paused(self) -> frozenset[str]:
         """The queues that are paused."""
@@ -285,7 +287,7 @@ class TaskQ:
 
     def _dead_queues(self, queue: str | None) -> tuple[str, ...]:
         """The queues whose dead letters are meant; a dead-letter queue stands for its queue."""
-        return self.queue_names() if queue is None else (queue.removesuffix(dead_letter_queue("")),)
+        return self.queue_names() if queue is None else (checks.text("queue", queue).removesuffix(dead_letter_queue("")),)
 
     def _send(self, canvases: Sequence[Canvas[Any]], values: Sequence[Any] = ()) -> list[Any]:
         parent, now = current_attempt(), time.time()
@@ -300,7 +302,9 @@ class TaskQ:
             if isinstance(canvas, Partial) and not canvas.follows and not values:
                 publication = self._compose(canvas, family, now)
                 publications.append(publication)
-                results.append(self.result(publication.message.headers["id"]))
+                handle = self.result(publication.message.headers["id"])
+                handle.ignored = bool(canvas.options.get("ignore_result"))
+                results.append(handle)
             else:
                 step = settled(canvas.step())
                 whole = family if family.root_id else Family(None, plan.root_of(step), family.reply_to)

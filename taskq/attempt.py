@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal, NoReturn, overload
 
 import msgspec
@@ -116,7 +116,7 @@ class Attempt(msgspec.Struct, frozen=True):
     def retry(
         self,
         exc: BaseException | None = None,
-        countdown: float | None = None,
+        countdown: float | timedelta | None = None,
         eta: datetime | None = None,
         max_retries: int | None = None,
         *,
@@ -126,7 +126,7 @@ class Attempt(msgspec.Struct, frozen=True):
     def retry(
         self,
         exc: BaseException | None = None,
-        countdown: float | None = None,
+        countdown: float | timedelta | None = None,
         eta: datetime | None = None,
         max_retries: int | None = None,
         *,
@@ -135,7 +135,7 @@ class Attempt(msgspec.Struct, frozen=True):
     def retry(
         self,
         exc: BaseException | None = None,
-        countdown: float | None = None,
+        countdown: float | timedelta | None = None,
         eta: datetime | None = None,
         max_retries: int | None = None,
         *,
@@ -151,8 +151,9 @@ class Attempt(msgspec.Struct, frozen=True):
         if exc is not None and not isinstance(exc, BaseException):
             # Celery's own Retry takes a text first, and so does who is used to it.
             exc = MaxRetriesExceeded(text_of(exc))
+        verdict = Retry(exc or handled, _countdown(countdown, eta), max_retries)
         if self.called_directly:
-            raise exc or handled or Retry(countdown=countdown)
+            raise exc or handled or verdict
         if not self.retry_policy.allows(self.retries, max_retries):
             limit = self.retry_policy.max_retries if max_retries is None else max_retries
             exhausted = MaxRetriesExceeded(f"task {self.task!r} ({self.id}) has had its last retry: max_retries={limit}")
@@ -161,17 +162,18 @@ class Attempt(msgspec.Struct, frozen=True):
             # The cause tells the policy that this error is the last word, and keeps what caused the error itself.
             exhausted.__cause__ = exc.__cause__
             raise exc from exhausted
-        verdict = Retry(exc or handled, _countdown(countdown, eta), max_retries)
         if throw:
             raise verdict
         return verdict
 
 
-def _countdown(countdown: float | None, eta: datetime | None) -> float | None:
+def _countdown(countdown: float | timedelta | None, eta: datetime | None) -> float | timedelta | None:
     if eta is None:
         return countdown
     if countdown is not None:
         raise ConfigurationError("countdown and eta exclude each other; give one")
+    if not isinstance(eta, datetime):
+        raise ConfigurationError(f"eta must be a datetime with a time zone, not {eta!r}")
     if eta.tzinfo is None:
         raise ConfigurationError("eta needs a time zone; write datetime.now(UTC) + …, or use countdown")
     return eta.timestamp() - time.time()

@@ -10,10 +10,10 @@ import re
 from datetime import timedelta
 from typing import Any
 
-from taskq.errors import ConfigurationError
+from taskq.errors import LONGEST_COUNTDOWN, ConfigurationError, WrongType
 
 #: The longest time that an option may say, in seconds: a century. What is meant to be "never" has a word of its own.
-MOST_SECONDS = 100 * 366 * 86_400.0
+MOST_SECONDS = LONGEST_COUNTDOWN
 #: What brokers, backends and files can't hold as text.
 _NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
 
@@ -21,7 +21,7 @@ _NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
 def text(what: str, value: Any) -> str:
     """The text; a member of a ``(str, Enum)`` is its value, not its name."""
     if not isinstance(value, str):
-        raise ConfigurationError(f"{what} must be a text, not {value!r}")
+        raise WrongType(f"{what} must be a text, not {value!r}")
     plain = str.__str__(value)
     if not plain:
         raise ConfigurationError(f"{what} must not be empty")
@@ -44,5 +44,5 @@ def seconds(what: str, value: Any, *, above: float | None = None) -> float:
 def truth(what: str, value: Any) -> bool:
     """True or False, and nothing that merely counts as one."""
     if not isinstance(value, bool):
-        raise ConfigurationError(f"{what} must be True or False, not {value!r}")
+        raise WrongType(f"{what} must be True or False, not {value!r}")
     return value

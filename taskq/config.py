@@ -400,6 +400,8 @@ def without_secrets(text: str, url: str) -> str:
     """What a driver says of the URL, without the pieces of passwords that it may quote where it could not read the URL."""
     secrets = [secret for pattern in _PASSWORDS for secret in pattern.findall(url)]
     pieces = {piece for secret in secrets for piece in (secret, unquote(secret), *re.split(r"[/@:?#&=\[\]]", secret))}
+    # A text that quotes them may have escaped what is odd in them.
+    pieces |= {repr(piece)[1:-1] for piece in pieces}
     for piece in sorted(filter(None, pieces), key=len, reverse=True):
         if len(piece) >= _TELLING:
             text = text.replace(piece, "***")

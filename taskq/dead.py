@@ -6,13 +6,14 @@ possible to look at it and to be rid of it. What reads and moves letters at the 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypedDict
 
 import msgspec
 
-from taskq.errors import ConfigurationError, MessageError
+from taskq import checks
+from taskq.errors import ConfigurationError, MessageError, WrongType
 from taskq.message import (
     ALONE,
     ATTEMPTS,
@@ -156,12 +157,19 @@ class Filter(msgspec.Struct, frozen=True):
         """The filter for these choices; raises ``ConfigurationError`` for those that make no sense."""
         if unknown := selection.keys() - Selection.__annotations__.keys():
             raise ConfigurationError(f"unknown filter {min(unknown)!r}; there are {sorted(Selection.__annotations__)}")
-        since, ids = selection.get("since"), selection.get("ids")
+        task, reason, since, ids = (selection.get(name) for name in ("task", "reason", "since", "ids"))
+        if since is not None and not isinstance(since, datetime):
+            raise WrongType(f"since must be a datetime with a time zone, not {since!r}")
         if since is not None and since.tzinfo is None:
             raise ConfigurationError("since needs a time zone; write datetime.now(UTC) - …")
-        if isinstance(ids, str):
-            raise ConfigurationError(f"ids is a list of task ids; write [{ids!r}]")
-        return cls(selection.get("task"), selection.get("reason"), since, None if ids is None else frozenset(ids))
+        if ids is not None and (isinstance(ids, (str, bytes, Mapping)) or not isinstance(ids, Iterable)):
+            raise WrongType(f"ids is a list of task ids; write [{str(ids)!r}]")
+        return cls(
+            None if task is None else checks.text("task", task),
+            None if reason is None else checks.text("reason", reason),
+            since,
+            None if ids is None else frozenset(checks.text("the id of a task", task_id) for task_id in ids),
+        )
 
     def __bool__(self) -> bool:
         return self != Filter()

@@ -2,6 +2,7 @@
 
 * TaskqError
   * ConfigurationError        a setting, a name or an option is wrong
+    * WrongType               it is of a type that is never right (also a TypeError)
     * UnsupportedFeature      this broker or queue type cannot keep the promise that was asked for
     * NotBound                a task that belongs to no app yet was sent
   * ArgumentRefused           an argument that JSON cannot carry faithfully (also a TypeError)
@@ -25,7 +26,7 @@
   * MaxRetriesExceeded        a retry was asked for, and there are none left
   * SoftTimeLimitExceeded     raised inside a task at its soft time limit
   * ResultError
-    * ResultsDisabled         no backend is configured
+    * ResultsDisabled         no result is kept: no backend is configured, or the call said ignore_result
     * ResultTimeout           no result within the timeout (also a TimeoutError)
     * TaskFailed              the task failed with an exception that cannot be rebuilt here
       * DeadLettered          its message is among the dead letters
@@ -40,9 +41,13 @@
 from __future__ import annotations
 
 import math
+from datetime import timedelta
 from typing import Any
 
 from taskq.describe import repr_of, text_of
+
+#: The longest that a retry may be put off, in seconds: a century.
+LONGEST_COUNTDOWN = 100 * 366 * 86_400.0
 
 
 class TaskqError(Exception):
@@ -51,6 +56,10 @@ class TaskqError(Exception):
 
 class ConfigurationError(TaskqError):
     """A setting, a name or an option is wrong; the message says which and what would be right."""
+
+
+class WrongType(ConfigurationError, TypeError):
+    """An option or an argument is of a type that is never right."""
 
 
 class UnsupportedFeature(ConfigurationError):
@@ -163,10 +172,14 @@ class Retry(Verdict):
     """
 
     def __init__(
-        self, exc: BaseException | str | None = None, countdown: float | None = None, max_retries: int | None = None
+        self,
+        exc: BaseException | str | None = None,
+        countdown: float | timedelta | None = None,
+        max_retries: int | None = None,
     ) -> None:
-        if countdown is not None and not math.isfinite(countdown):
-            raise ConfigurationError(f"the countdown of a retry must be a number of seconds, not {countdown!r}")
+        countdown = _countdown(countdown)
+        if max_retries is not None and (type(max_retries) is not int or max_retries < 0):
+            raise ConfigurationError(f"max_retries must be a whole number from 0, or None for the task's, not {max_retries!r}")
         when = "" if countdown is None else f" in {countdown:g} s"
         if exc is None or isinstance(exc, BaseException):
             self.exc = exc
@@ -177,6 +190,14 @@ class Retry(Verdict):
             super().__init__(text_of(exc))
         self.countdown = None if countdown is None else max(0.0, float(countdown))
         self.max_retries = max_retries
+
+
+def _countdown(value: Any) -> float | None:
+    """The seconds that are meant, which may be a ``timedelta``; a retry that is due already is due at once."""
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if seconds is not None and (type(seconds) not in (int, float) or not -math.inf < seconds <= LONGEST_COUNTDOWN):
+        raise ConfigurationError(f"the countdown of a retry must be a number of seconds, a century at most, not {value!r}")
+    return seconds
 
 
 class Reject(Verdict):
@@ -215,7 +236,7 @@ class ResultError(TaskqError):
 
 
 class ResultsDisabled(ResultError):
-    """No backend is configured, so no result is kept."""
+    """No result is kept, since no backend is configured, or the call was sent with ``ignore_result``."""
 
 
 class ResultTimeout(ResultError, TimeoutError):

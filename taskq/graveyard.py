@@ -105,7 +105,7 @@ class _Pace:
     """At most so many a second, evenly: what was late is not made up for."""
 
     def __init__(self, rate: float | None) -> None:
-        if rate is not None and not 0 < rate < float("inf"):
+        if rate is not None and (type(rate) not in (int, float) or not 0 < rate < float("inf")):
             raise ConfigurationError(f"rate is a number of letters per second above 0, not {rate!r}")
         self._interval = 0.0 if rate is None else 1.0 / rate
         self.due = time.monotonic()

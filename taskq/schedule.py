@@ -22,7 +22,7 @@ from taskq import log
 from taskq.compose import NOBODY
 from taskq.cron import Crontab, cron
 from taskq.decoding import decoded
-from taskq.errors import ConfigurationError, MessageError
+from taskq.errors import ConfigurationError, MessageError, WrongType
 from taskq.launch import launch
 from taskq.message import TICK, TICK_COPY
 from taskq.results.ledger import LEDGER_SECONDS, Ledger
@@ -235,7 +235,7 @@ def schedule_of(
 ) -> Schedule:
     """A schedule in the words of an application; raises ``ConfigurationError`` and what ``delay`` raises for arguments."""
     if not isinstance(signature, Canvas):
-        raise ConfigurationError(f"schedule {name!r}: what is sent is a signature, such as task.s(), not {signature!r}")
+        raise WrongType(f"schedule {name!r}: what is sent must be a signature, such as task.s(1), not {signature!r}")
     signature.check(0)
     step = signature.step()
     try:

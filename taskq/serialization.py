@@ -2,7 +2,8 @@
 
 Plain JSON values and ``datetime``, ``date``, ``time``, ``Decimal``, ``UUID`` and ``bytes`` come back as what they were. The
 six are written as Kombu writes them (``{"__type__": …, "__value__": …}``, see ``kombu.utils.json``), so that Celery reads
-them. Everything else is refused before it is sent, because JSON would change it silently. No decoder here runs code.
+them; that form has no time zones but UTC and fixed offsets. Everything else is refused before it is sent, because JSON would
+change it silently. No decoder here runs code.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import enum
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from datetime import date, datetime, time
+from datetime import date, datetime, time, timezone
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -34,10 +35,20 @@ def _bytes_marker(value: bytes) -> tuple[str, str]:
         return "base64", base64.b64encode(value).decode("ascii")
 
 
+def _iso(value: datetime | time) -> str:
+    """The moment in ISO 8601, which knows of offsets, but neither of zones nor of hours that come twice."""
+    hint = "send a datetime" if isinstance(value, time) else "send it .astimezone(UTC)"
+    if value.fold:
+        raise _Refused(f"JSON would lose that it is the second of two equal local times (fold=1); {hint}")
+    if value.tzinfo is not None and not isinstance(value.tzinfo, timezone) and value.tzname() != "UTC":
+        raise _Refused(f"JSON would keep at most the offset of its time zone {value.tzinfo}; {hint}")
+    return value.isoformat()
+
+
 _MARKERS: Mapping[type, Callable[[Any], tuple[str, Any]]] = {
-    datetime: lambda value: ("datetime", value.isoformat()),
+    datetime: lambda value: ("datetime", _iso(value)),
     date: lambda value: ("date", value.isoformat()),
-    time: lambda value: ("time", value.isoformat()),
+    time: lambda value: ("time", _iso(value)),
     Decimal: lambda value: ("decimal", str(value)),
     UUID: lambda value: ("uuid", {"hex": value.hex}),
     bytes: _bytes_marker,

@@ -155,20 +155,24 @@ def _canvases(given: Iterable[Canvas[R] | Iterable[Canvas[R]]]) -> Iterator[Canv
             yield from item
 
 
-def handle_of(step: Step, result: Callable[[str], AsyncResult[Any]]) -> Any:
-    """The handle on the result of a step that is in order, made of those of its tasks."""
+def handle_of(step: Step, result: Callable[[str], AsyncResult[Any]], *, ignored: bool = False) -> Any:
+    """The handle on the result of a step that is in order, made of those of its tasks; ``ignored`` unless they say more."""
+    ignored = bool(step.options.get("ignore_result", ignored))
     match step.subtask_type:
         case "chain":
             handle: Any = None
             for inner in step.steps:
-                handle = _after(handle, handle_of(inner, result))
+                handle = _after(handle, handle_of(inner, result, ignored=ignored))
             return handle
         case "group":
-            members = [handle_of(member, result) for member in step.steps]
+            members = [handle_of(member, result, ignored=ignored) for member in step.steps]
             return GroupResult(str(step.id), [leaf for member in members for leaf in _leaves(member)])
         case "chord":
-            return _after(handle_of(step.header, result), handle_of(step.body, result))
-    return result(str(step.id))
+            header, body = (handle_of(inner, result, ignored=ignored) for inner in (step.header, step.body))
+            return _after(header, body)
+    handle = result(str(step.id))
+    handle.ignored = ignored
+    return handle
 
 
 def _after(parent: Any, handle: Any) -> Any:

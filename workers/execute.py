@@ -256,7 +256,9 @@ class Executor:
             again_at = time.time() + delay
             eta = datetime.fromtimestamp(again_at, UTC).isoformat() if delay > 0 else None
             copy = message.with_headers(retries=attempt.retries + 1, eta=eta, **{SENT: again_at})
-            return Outcome("retried", (Publication(queue, copy, delay),), self._between(task, call, error, message))
+            # A delay that no broker holds is split: the message says when it is due, and comes by before.
+            again = Publication(queue, copy, min(delay, LONGEST_DELAY))
+            return Outcome("retried", (again,), self._between(task, call, error, message))
         if not (attempt.retries or isinstance(error, Retry) or self._wants_retry(task, error)):
             return self._failed(task, call, cause, message, seconds)
         logger.error("task_failed", error=repr_of(cause), seconds=round(seconds, 6), exc_info=cause)
@@ -310,7 +312,7 @@ class Executor:
             delay = policy.delay(retries)
         else:
             return None
-        return min(delay, LONGEST_DELAY) if math.isfinite(delay) and delay > 0 else 0.0
+        return delay if math.isfinite(delay) and delay > 0 else 0.0
 
     def _wants_retry(self, task: Task[..., Any], error: BaseException) -> bool:
         if isinstance(error, SoftTimeLimitExceeded) and task.on_timeout == "retry":

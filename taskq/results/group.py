@@ -53,21 +53,19 @@ class GroupResult(Generic[R]):
         """The return values of all members, as soon as there are all of them; ``timeout`` is in seconds, for all together.
 
         Raises what the first member that failed raised; with ``propagate=False``, the exception stands in the value's place.
-        Raises ``ResultTimeout``.
+        Raises ``ResultTimeout``, and ``BackendError`` where the results can't be had.
         """
         give_up = None if timeout is None else time.monotonic() + timeout
         values: list[Any] = []
         for result in self.results:
             left = None if give_up is None else max(0.0, give_up - time.monotonic())
-            try:
-                values.append(result.get(left))
-            except ResultTimeout:
-                if result.ready():
-                    raise
+            if not result.wait(left):
                 raise ResultTimeout(
                     f"{len(self) - self.completed_count()} of {len(self)} members of group {self.id} have not ended within "
                     f"{timeout} s; they may still end"
-                ) from None
+                )
+            try:
+                values.append(result.get())
             except Exception as error:
                 if propagate:
                     raise

@@ -9,7 +9,16 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from taskq.attempt import Past, current_attempt, past
 from taskq.describe import bounded, repr_of, text_of
-from taskq.errors import BackendError, ChordError, MessageError, ResultTimeout, TaskExpired, TaskFailed, TaskRevoked
+from taskq.errors import (
+    BackendError,
+    ChordError,
+    MessageError,
+    ResultsDisabled,
+    ResultTimeout,
+    TaskExpired,
+    TaskFailed,
+    TaskRevoked,
+)
 from taskq.results.store import Record, ResultStore, Status
 from taskq.serialization import decode
 
@@ -31,6 +40,8 @@ class AsyncResult(Generic[R]):
         self.id = task_id
         #: What came before the task in its workflow: another result, or that of a group.
         self.parent: Any = None
+        #: Whether the call was sent with ``ignore_result``: there is no end to wait for.
+        self.ignored = False
         self._source = source
         self._record: Record | None = None
 
@@ -65,8 +76,10 @@ class AsyncResult(Generic[R]):
         return record is not None and record.is_end
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the task has ended, or ``timeout`` seconds; returns whether it has."""
+        """Wait until the task has ended, or ``timeout`` seconds; returns whether it has. Raises ``ResultsDisabled``."""
         if self._record is None:
+            if self.ignored and not self.ready():
+                raise ResultsDisabled(f"task {self.id} was sent with ignore_result, so it leaves no result to wait for")
             if current_attempt() is not None:
                 text = (
                     "a task that waits for another one holds its slot meanwhile, and for ever should none be left; use a chain"
@@ -80,7 +93,8 @@ class AsyncResult(Generic[R]):
 
         None for a task that raised ``Ignore``. Raises what the task raised (its own type where this process has imported it,
         else ``TaskFailed``), what became of it (``DeadLettered``, ``TimeLimitExceeded``, ``WorkerLost``, ``TaskRevoked`` or
-        ``TaskExpired``: all of them ``TaskFailed``) and ``ResultTimeout`` after ``timeout`` seconds.
+        ``TaskExpired``: all of them ``TaskFailed``), ``ResultTimeout`` after ``timeout`` seconds, and ``ResultsDisabled`` where
+        no result is kept, or none of this call.
         """
         if not self.wait(timeout):
             raise ResultTimeout(f"task {self.id} has not ended within {timeout} s; it may still end")

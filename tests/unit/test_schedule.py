@@ -218,7 +218,7 @@ def test_names_are_taken_once() -> None:
     with pytest.raises(ConfigurationError, match="two schedules are called 'nightly'"):
         shop.schedule("nightly", "@hourly", report.s())
     with pytest.raises(ConfigurationError, match="printable"):
-        shop.schedule("", "@hourly", report.s())
+        shop.schedule("a\nb", "@hourly", report.s())
 
 
 def test_settings_say_whether_a_worker_sees_to_schedules() -> None:

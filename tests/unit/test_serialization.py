@@ -38,8 +38,9 @@ SCALARS = st.one_of(
     st.text(),
     st.binary(),
     st.dates(),
-    st.times(timezones=ZONES),
-    st.datetimes(timezones=ZONES),
+    # What comes twice, JSON can't say.
+    st.times(timezones=ZONES).map(lambda value: value.replace(fold=0)),
+    st.datetimes(timezones=ZONES).map(lambda value: value.replace(fold=0)),
     st.decimals(allow_nan=False),
     st.uuids(),
 )
