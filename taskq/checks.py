@@ -34,9 +34,10 @@ def seconds(what: str, value: Any, *, above: float | None = None) -> float:
     """The number of seconds, which may be given as a ``timedelta``: from 0 on, or above ``above``; a century at most."""
     number = value.total_seconds() if isinstance(value, timedelta) else value
     span = f"above {above:g}" if above is not None else "from 0"
-    if isinstance(number, (int, float)) and MOST_SECONDS < number < math.inf:
+    is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+    if is_number and MOST_SECONDS < number < math.inf:
         span = f"up to {MOST_SECONDS:.0f}, a century"
-    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number <= MOST_SECONDS or number == above:
+    if not (is_number and (number >= 0 if above is None else number > above) and number <= MOST_SECONDS):
         raise ConfigurationError(f"{what} must be a number of seconds {span}, not {value!r}")
     return number
 

@@ -114,7 +114,8 @@ class Settings:
     heartbeat: float = _setting(10.0, "seconds between AMQP heartbeats; a dead connection is noticed after twice that")
     http: str = _setting(
         "",
-        "where a worker answers /livez, /readyz and /metrics: 127.0.0.1:9808, or a port of 127.0.0.1; empty: nowhere",
+        "where a worker, or 'taskq scheduler', answers /livez, /readyz and /metrics: 127.0.0.1:9808, or a port of 127.0.0.1;"
+        " empty: nowhere",
     )
     remote_control: bool = _setting(
         True, "whether a worker answers 'taskq status' and the like, and Celery's inspect and Flower"
@@ -297,7 +298,7 @@ _NOT_IN_URLS = re.compile(r"""[\s"'\x00-\x1f]""")
 def http_address(text: str) -> tuple[str, int]:
     """Host and port of the setting ``http``; without a host, only this machine is meant. Raises ``ConfigurationError``."""
     host, _, port = text.rpartition(":")
-    if not port.isdecimal() or int(port) > 65535 or (host.startswith("[") != host.endswith("]")):
+    if not port.isdecimal() or len(port) > 5 or int(port) > 65535 or (host.startswith("[") != host.endswith("]")):
         raise ConfigurationError(f"http must be host:port, such as 127.0.0.1:9808 or [::1]:9808, or a port, not {text!r}")
     return host.strip("[]") or "127.0.0.1", int(port)
 

@@ -78,14 +78,15 @@ class Health:
         """The answer for this path."""
         match path:
             case "/livez":
-                return _told("live", live(self._vitals, time.monotonic()))
+                return told("live", live(self._vitals, time.monotonic()))
             case "/readyz":
-                return _told("ready", ready(self._vitals, time.monotonic()))
+                return told("ready", ready(self._vitals, time.monotonic()))
             case "/metrics":
                 return self._metrics()
         return Answer(404, b"here are /livez, /readyz and /metrics\n")
 
 
-def _told(question: str, verdict: Verdict) -> Answer:
+def told(question: str, verdict: Verdict) -> Answer:
+    """The verdict as it is sent."""
     body = json.dumps({question: verdict.good, "why": verdict.why}) + "\n"
     return Answer(200 if verdict.good else 503, body.encode(), "application/json")

@@ -148,8 +148,21 @@ class Scheduler:
         self._leadership = Leadership(app, worker, time.time())
         self._connected: Connected | None = None
         self._failing = False
+        #: For who asks how it is: when the loop turned last, in seconds of ``time.monotonic()``, whether that turn reached the
+        #: servers, and how many ticks have been sent.
+        self.turned_at, self.reached, self.sent = time.monotonic(), False, 0
         self._orders: SimpleQueue[Timetable | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="taskq-scheduler", daemon=True)
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is this scheduler that sends what is due."""
+        return self._led
+
+    @property
+    def schedules(self) -> int:
+        """How many schedules it sees to."""
+        return len(self._entries)
 
     def start(self) -> None:
         """Begin, in a thread."""
@@ -174,6 +187,7 @@ class Scheduler:
 
     def _stops(self, seconds: float) -> bool:
         """Wait so long, or until there is an order; returns whether it is to end."""
+        self.turned_at = time.monotonic()
         try:
             order = self._orders.get(timeout=seconds)
         except Empty:
@@ -187,6 +201,7 @@ class Scheduler:
         while not self._stops(wait):
             try:
                 wait = self._turn()
+                self.reached = True
             except TaskqError as error:
                 if not self._failing:
                     logger.error("scheduler_failing", error=str(error), retry_every=AGAIN_SECONDS)
@@ -200,7 +215,7 @@ class Scheduler:
 
     def _fail(self) -> None:
         """Connect anew, and believe nothing that was known: what failed may have been written all the same."""
-        self._failing, self._led = True, False
+        self._failing, self._led, self.reached = True, False, False
         connected, self._connected = self._connected, None
         if connected is not None:
             _close(connected)
@@ -316,6 +331,7 @@ class Scheduler:
                 return False
             connected.publish(follow)
             self._mark_sent(connected, entry, claimed, nominal)
+        self.sent += 1
         late = round(time.time() - nominal.timestamp(), 3)
         logger.info("tick_sent", schedule=entry.schedule.name, nominal=nominal.isoformat(), task_id=tick.task_id, late=late)
         return True

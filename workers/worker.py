@@ -135,6 +135,13 @@ def run_scheduler(app: TaskQ) -> int:
     if not timetable.schedules:
         raise ConfigurationError("the application has no schedules; app.schedule(...) makes one")
     scheduler = Scheduler(app.name, timetable, worker)
+    server = None
+    if settings.http:
+        # Only here, since it costs memory; as for workers.
+        from taskq.workers.scheduler_health import SchedulerHealth
+
+        server = Server(*http_address(settings.http), SchedulerHealth(scheduler).answer)
+        server.start()
     scheduler.start()
     notifier.ready()
     while not signals.received:
@@ -142,6 +149,8 @@ def run_scheduler(app: TaskQ) -> int:
         signals.wake.recv(4096)
     notifier.stopping()
     scheduler.stop()
+    if server is not None:
+        server.stop()
     return 0
 
 

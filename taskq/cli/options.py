@@ -11,9 +11,10 @@ from typing import Any, Final, get_args, get_type_hints
 
 import click
 
-from taskq import TaskQ
+from taskq import TaskQ, checks
 from taskq.cli.loading import load_app
 from taskq.config import ABOUT, DEFAULTS, Settings, absolute
+from taskq.errors import ConfigurationError
 
 #: The settings that matter to whoever talks to the broker without running tasks.
 BROKER_SETTINGS: Final = ("broker", "default_queue", "queue_type", "queue_max_priority", "delivery_limit", "publish_timeout")
@@ -81,6 +82,22 @@ def app_option(*, required: bool) -> Callable[[Command], Command]:
         metavar="MODULE:ATTRIBUTE",
         help="Where the application's TaskQ is; the attribute is 'app' if left out.",
     )
+
+
+class Seconds(click.ParamType):  # type: ignore[type-arg]  # older versions of click take none
+    """A number of seconds on the command line, from 0 or above ``above``."""
+
+    name = "seconds"
+
+    def __init__(self, above: float | None = None) -> None:
+        self._above = above
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number, or a usage error."""
+        try:
+            return checks.seconds("it", float(value), above=self._above)
+        except (ValueError, ConfigurationError) as error:
+            self.fail(str(error), param, ctx)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

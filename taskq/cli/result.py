@@ -7,14 +7,14 @@ from typing import Any
 import click
 
 from taskq import AsyncResult, TaskQ
-from taskq.cli.options import as_text, json_option, print_json, with_app
+from taskq.cli.options import Seconds, as_text, json_option, print_json, with_app
 from taskq.errors import ResultError, ResultTimeout
 
 
 @click.command()
 @click.argument("task_id", metavar="ID")
 @click.option("--wait", is_flag=True, help="Wait until the task has ended.")
-@click.option("--timeout", type=float, help="Wait at most so many seconds.")
+@click.option("--timeout", type=Seconds(), help="Wait at most so many seconds.")
 @json_option
 @with_app("broker", "backend")
 def result(app: TaskQ, task_id: str, wait: bool, timeout: float | None, as_json: bool) -> None:

@@ -132,7 +132,7 @@ def _named(app: TaskQ, name: str) -> Schedule:
 
 @click.command()
 @app_option(required=True)
-@with_settings("log_level", "log_format", "backend", *BROKER_SETTINGS, "result_ttl")
+@with_settings("log_level", "log_format", "backend", *BROKER_SETTINGS, "result_ttl", "http")
 def scheduler(app_spec: str, settings: dict[str, Any]) -> None:
     """See to the schedules of an application until SIGTERM or SIGINT, without running tasks.
 
@@ -141,6 +141,7 @@ def scheduler(app_spec: str, settings: dict[str, Any]) -> None:
       taskq scheduler -A shop.app:app
 
     Workers do this too, unless they are told --no-scheduler. However many run: one of them leads, and each tick is sent once.
+    With --http, /livez, /readyz and /metrics say how this process is.
     """
     if sys.platform == "win32":
         raise UnsupportedFeature("taskq scheduler needs Linux or macOS; sending works on Windows")

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from taskq import TaskQ
-from taskq.cli.options import BROKER_SETTINGS, json_option, print_json, with_app
+from taskq.cli.options import BROKER_SETTINGS, Seconds, json_option, print_json, with_app
 from taskq.cli.result import print_end, wait_for
 from taskq.errors import MessageError
 from taskq.serialization import decode
@@ -49,12 +49,12 @@ def _json(kind: type, right: str) -> Callable[[click.Context, click.Parameter, s
     help="Keyword arguments, a JSON object.",
 )
 @click.option("-q", "--queue", help="The queue; by default the task's own, or else the default queue.")
-@click.option("--countdown", type=float, help="Run after so many seconds.")
-@click.option("--expires", type=float, help="Do not run after so many seconds.")
+@click.option("--countdown", type=Seconds(), help="Run after so many seconds.")
+@click.option("--expires", type=Seconds(), help="Do not run after so many seconds.")
 @click.option("--priority", type=click.IntRange(0, 9), help="0 to 9, 9 first.")
 @click.option("--task-id", help="The id of the task; made up by default.")
 @click.option("--wait", is_flag=True, help="Wait until the task has ended, and print its result.")
-@click.option("--timeout", type=float, help="With --wait: wait at most so many seconds.")
+@click.option("--timeout", type=Seconds(), help="With --wait: wait at most so many seconds.")
 @json_option
 @with_app(*BROKER_SETTINGS, "backend", "max_message_bytes")
 def send(
@@ -79,7 +79,7 @@ def send(
     """
     if task := app.tasks.get(name):
         try:
-            task.signature(args, kwargs)
+            task.si(*args, **kwargs)
         except TypeError as error:
             raise click.UsageError(str(error)) from error
     elif app.tasks:

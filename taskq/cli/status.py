@@ -15,7 +15,7 @@ from rich.text import Text
 
 from taskq import TaskQ
 from taskq.broker import open_caller
-from taskq.cli.options import BROKER_SETTINGS, json_option, print_json, print_table, printable, with_app
+from taskq.cli.options import BROKER_SETTINGS, Seconds, json_option, print_json, print_table, printable, with_app
 from taskq.cli.workers import ask, nobody, refused, span, with_workers
 from taskq.errors import BrokerError
 from taskq.message import dead_letter_queue
@@ -30,7 +30,7 @@ class Section(NamedTuple):
 
 @click.command()
 @click.option("-w", "--watch", is_flag=True, help="Show it live, until Ctrl-C.")
-@click.option("--interval", type=click.FloatRange(0.2), default=2.0, show_default=True, help="Seconds between two looks.")
+@click.option("--interval", type=Seconds(above=0.1), default=2.0, show_default=True, help="Seconds between two looks.")
 @json_option
 @with_workers
 @with_app(*BROKER_SETTINGS)

@@ -6,7 +6,7 @@ import click
 import msgspec
 
 from taskq import TaskQ
-from taskq.cli.options import BROKER_SETTINGS, json_option, print_json, printable, with_app
+from taskq.cli.options import BROKER_SETTINGS, Seconds, json_option, print_json, printable, with_app
 from taskq.evidence import gather
 from taskq.why import explain
 
@@ -16,7 +16,7 @@ _TIMEOUT = "Seconds that workers have to answer."
 @click.command()
 @click.argument("task_id", metavar="ID")
 @click.option("--queue", metavar="QUEUE", help="Where its message would be; RabbitMQ cannot look for it.")
-@click.option("-t", "--timeout", type=click.FloatRange(0.0, min_open=True), default=1.0, show_default=True, help=_TIMEOUT)
+@click.option("-t", "--timeout", type=Seconds(above=0.0), default=1.0, show_default=True, help=_TIMEOUT)
 @json_option
 @with_app("backend", *BROKER_SETTINGS)
 def why(app: TaskQ, task_id: str, queue: str | None, timeout: float, as_json: bool) -> None:

@@ -9,7 +9,7 @@ import click
 
 from taskq import TaskQ
 from taskq.broker.pidbox import EVERY_WORKER, Caller
-from taskq.cli.options import UNNAMED, Command, printable
+from taskq.cli.options import UNNAMED, Command, Seconds, printable
 from taskq.config import masked
 from taskq.errors import BrokerError
 
@@ -17,9 +17,7 @@ from taskq.errors import BrokerError
 def with_workers(command: Command) -> Command:
     """Give a command the options that say which workers are meant (``nodes``), and how long they have to answer."""
     about = "Seconds that workers have to answer."
-    wait = click.option(
-        "-t", "--timeout", type=click.FloatRange(0.0, min_open=True), default=1.0, show_default=True, help=about
-    )
+    wait = click.option("-t", "--timeout", type=Seconds(above=0.0), default=1.0, show_default=True, help=about)
     whom = click.option(
         "-d", "--destination", "nodes", multiple=True, metavar="WORKER", help="This worker only; may be given several times."
     )

@@ -102,7 +102,7 @@ def test_no_option_of_a_command_means_two_things(name: str) -> None:
         (["scale"], "Missing argument 'N'"),
         (["scale", "0"], "0 is not in the range 1<=x<=1024"),
         (["status", "--watch", "--json"], "--watch is a screen for people"),
-        (["ps", "-t", "0"], "0.0 is not in the range x>0.0"),
+        (["ps", "-t", "0"], "it must be a number of seconds above 0, not 0.0"),
         (["dead", "lst"], "No such command 'lst'"),
         (["dead", "list", "--since", "yesterday"], "'yesterday' is no moment; write 2026-11-22T08:00, or 15m"),
         (["dead", "replay", "--rate", "0"], "Invalid value for '--rate': 0 is not a number above 0"),
