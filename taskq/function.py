@@ -20,7 +20,7 @@ from taskq.errors import ConfigurationError
 
 Function = Callable[..., Any]
 #: Values that tell by being equal that they are the same; others tell by being one object.
-_PLAIN = (str, bytes, int, float, complex, tuple, frozenset, list, dict, set)
+_PLAIN = (str, bytes, int, float, complex)
 #: Stands for what a function will close over, and does not yet.
 _UNKNOWN = object()
 
@@ -169,9 +169,18 @@ def _same(one: Any, other: Any, seen: set[tuple[int, int]]) -> bool:
         return _same_code(one, other) and len(mine) == len(theirs) and all(map(_same, mine, theirs, repeat(seen)))
     if isinstance(one, MethodType) and isinstance(other, MethodType):
         return one.__self__ is other.__self__ and _same(one.__func__, other.__func__, seen)
-    if type(one) is type(other) and hasattr(one, "__wrapped__") and hasattr(other, "__wrapped__"):
+    return type(one) is type(other) and _same_value(one, other, seen)
+
+
+def _same_value(one: Any, other: Any, seen: set[tuple[int, int]]) -> bool:
+    """Of two that are of one type, and no functions."""
+    if isinstance(one, (tuple, list)):
+        return len(one) == len(other) and all(map(_same, one, other, repeat(seen)))
+    if isinstance(one, dict):
+        return _same([*one, *one.values()], [*other, *other.values()], seen)
+    if hasattr(one, "__wrapped__") and hasattr(other, "__wrapped__"):
         return _same(one.__wrapped__, other.__wrapped__, seen)
-    return type(one) is type(other) and isinstance(one, _PLAIN) and bool(one == other)
+    return isinstance(one, _PLAIN) and bool(one == other)
 
 
 def _same_code(one: FunctionType, other: FunctionType) -> bool:

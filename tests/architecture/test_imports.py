@@ -57,7 +57,7 @@ def test_only_the_log_knows_structlog() -> None:
 
 
 def test_only_the_metrics_know_prometheus() -> None:
-    assert importers("prometheus_client") == {"taskq.workers.metrics"}
+    assert importers("prometheus_client") == {"taskq.workers.metrics", "taskq.workers.scheduler_health"}
 
 
 def test_nothing_knows_celery_and_nothing_goes_by_the_name_workers() -> None:

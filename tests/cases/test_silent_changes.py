@@ -21,6 +21,7 @@ import pytest
 
 from taskq import Attempt, TaskQ, task
 from taskq.errors import ConfigurationError
+from taskq.function import same
 
 BROKER = "sqlite:////nowhere/unit.db"
 
@@ -121,6 +122,22 @@ def test_a_factory_may_make_one_task_twice(app: TaskQ) -> None:
         return again
 
     assert made(2)(5) == made(2)(5) == -1
+
+
+def test_what_a_factory_keeps_is_compared_without_trusting_its_equality() -> None:
+    class Odd:
+        __hash__ = None  # type: ignore[assignment]  # as the objects of many a library
+
+        def __eq__(self, other: object) -> bool:
+            raise RuntimeError
+
+    def made(*kept: Any) -> Callable[..., Any]:
+        return lambda: kept
+
+    one = Odd()
+    assert same(made([one], {"a": one}, (1, "b")), made([one], {"a": one}, (1, "b")))
+    assert not same(made([Odd()]), made([Odd()]))
+    assert not same(made({"a": 1}), made({"b": 1}))
 
 
 def test_a_module_that_is_imported_again_makes_the_same_tasks(modules: Callable[..., None]) -> None:
