@@ -257,8 +257,8 @@ class Executor:
             eta = datetime.fromtimestamp(again_at, UTC).isoformat() if delay > 0 else None
             copy = message.with_headers(retries=attempt.retries + 1, eta=eta, **{SENT: again_at})
             # A delay that no broker holds is split: the message says when it is due, and comes by before.
-            again = Publication(queue, copy, min(delay, LONGEST_DELAY))
-            return Outcome("retried", (again,), self._between(task, call, error, message))
+            later = Publication(queue, copy, min(delay, LONGEST_DELAY))
+            return Outcome("retried", (later,), self._between(task, call, error, message))
         if not (attempt.retries or isinstance(error, Retry) or self._wants_retry(task, error)):
             return self._failed(task, call, cause, message, seconds)
         logger.error("task_failed", error=repr_of(cause), seconds=round(seconds, 6), exc_info=cause)
