@@ -37,7 +37,14 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.steps[-1].result_id if self.kind in (CHAIN, CHORD) else self.id
 
 
-_decode = msgspec.json.Decoder(Plan).decode
+class _Root(msgspec.Struct):
+    """Of a result, to which workflow it belongs."""
+
+    root_id: str | None = None
+
+
+_decode_plan = msgspec.json.Decoder(Plan).decode
+_decode_root = msgspec.json.Decoder(_Root).decode
 
 
 def plan_of(step: Step) -> Plan:
@@ -68,11 +75,11 @@ def keep(step: Step, store: ResultStore, ttl: float) -> None:
 def find(task_id: str, store: ResultStore) -> Plan | None:
     """The plan of the workflow with this root or result, or of which this task, which has ended, is a part.
 
-    Raises ``BrokerError`` and ``MessageError``.
+    Raises ``BrokerError``, and ``MessageError`` for what cannot be read.
     """
     document = store.document(PLAN.format(task_id))
     if document is None:
         [record] = store.fetch([task_id])
-        root = None if record is None else record.described().get("root_id")
+        root = None if record is None else decoded(_decode_root, record.meta, f"the result of task {task_id}").root_id
         document = None if root is None else store.document(PLAN.format(root))
-    return None if document is None else decoded(_decode, document, f"the plan of {task_id}")
+    return None if document is None else decoded(_decode_plan, document, f"the plan of the workflow of {task_id}")

@@ -1,10 +1,27 @@
-"""What operators have said, folded."""
+"""Control entries: what stands after them, whatever else somebody wrote among them."""
 
 from __future__ import annotations
 
 import time
 
-from taskq.control import REVOKED_SECONDS, Pause, Resume, Revoke, Standing
+import pytest
+
+from taskq.control import REVOKED_SECONDS, Pause, Resume, Revoke, Standing, decode, encode
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\xe9", b"", b"[" * 100_000, b'{"type":"revoke"}', b'{"type":"revoke","id":"\xe9"}', b'{"type":"pause","queue":5}'],
+)
+def test_what_is_no_entry_is_passed_over(data: bytes) -> None:
+    assert decode(data) is None
+
+
+def test_later_entries_win() -> None:
+    standing = Standing()
+    entries = [Revoke("a"), Pause("mail"), Pause("slow"), Resume("mail")]
+    standing.fold(entry for control in entries if (entry := decode(encode(control))) is not None)
+    assert (set(standing.revoked), standing.paused) == ({"a"}, {"slow"})
 
 
 def test_revocations_that_brokers_have_forgotten_are_forgotten() -> None:
