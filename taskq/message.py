@@ -14,6 +14,27 @@ import msgspec
 
 JSON = "application/json"
 
+#: The headers that a call consists of.
+PROTOCOL_HEADERS = frozenset(
+    {
+        "lang",
+        "task",
+        "id",
+        "eta",
+        "expires",
+        "group",
+        "group_index",
+        "retries",
+        "timelimit",
+        "root_id",
+        "parent_id",
+        "origin",
+        "ignore_result",
+    }
+)
+#: Counters stop here, so that whoever adds some of them, or stores one, need not ask how large it is.
+HIGHEST_COUNT = 2**31 - 1
+
 #: How often the process that ran this message died (guarantee 4).
 CRASHES = "tq-crashes"
 #: How often a worker died while it ran this message and others: one of them is to blame, nobody knows which.
@@ -70,7 +91,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def attempt(self) -> int:
         """The ordinal of the next attempt, which grows with whatever had the message published again: the fence of results."""
-        return 1 + self.round + self.count(CRASHES) + self.count(DELIVERIES)
+        return min(HIGHEST_COUNT, 1 + self.round + self.count(CRASHES) + self.count(DELIVERIES))
 
     @property
     def round(self) -> int:
@@ -78,9 +99,9 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
         return self.count(ATTEMPTS) + self.count("retries")
 
     def count(self, header: str) -> int:
-        """The counter in this header; 0 where there is none, or something that is no counter."""
+        """The counter in this header, ``HIGHEST_COUNT`` at most; 0 where there is none, or something that is no counter."""
         value = self.headers.get(header)
-        return value if isinstance(value, int) and value > 0 else 0
+        return min(value, HIGHEST_COUNT) if type(value) is int and value > 0 else 0
 
     def with_headers(self, **headers: Any) -> Message:
         """A copy with these headers added; ``_`` in a name stands for ``-``."""
