@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -14,28 +13,29 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, overlo
 
 import msgspec
 
-from taskq import checks, config, graveyard, log, plan
+from taskq import checks, config, graveyard, log, plan, sending
 from taskq.attempt import Attempt, current_attempt
 from taskq.broker import open_replies, open_session
-from taskq.broker.interface import Replies, TakeReply
+from taskq.broker.interface import Check, Replies, TakeReply
 from taskq.broker.publisher import Publisher
 from taskq.compose import Family, compose
 from taskq.config import masked
 from taskq.control import Pause, Resume, Revoke, Standing
 from taskq.cron import Crontab
 from taskq.dead import DeadLetter, Filter, Selection
-from taskq.errors import BrokerError, ConfigurationError, MessageTooLarge, ResultError, ResultsDisabled, UnsupportedFeature
+from taskq.errors import BrokerError, ConfigurationError, MessageError, ResultError, ResultsDisabled, UnsupportedFeature
 from taskq.function import same, where
 from taskq.launch import Follow, launch
 from taskq.message import Publication, dead_letter_queue
 from taskq.plan import Plan
+from taskq.preflight import check_later
 from taskq.results import open_store
 from taskq.results.group import SAVED, GroupResult, restored
 from taskq.results.handle import AsyncResult, Source
 from taskq.results.store import Record, ResultStore
 from taskq.schedule import Schedule, ScheduleOptions, last_sent, schedule_of
-from taskq.serialization import plain_arguments, plain_result
-from taskq.signature import FLOW_OPTION_NAMES, Canvas, FlowOptions, Partial, Signature, unknown_option
+from taskq.serialization import plain_arguments
+from taskq.signature import Canvas, FlowOptions, Partial, Signature, endless
 from taskq.step import NOTHING_FOLLOWS, Step, has_chord, settled
 from taskq.task import Task, TaskOptions, router, tasks_in
 from taskq.workflow import handle_of
@@ -77,17 +77,20 @@ class TaskQ:
         self.settings = config.load(self._keywords, command_line=command_line, folder=self._folder)
         self.publisher = Publisher(self.settings, open_session)
         self._store: ResultStore | None = None
+        self._checker: Check | None = None
 
     @contextmanager
     def repointed(self, settings: config.Settings) -> Iterator[None]:
         """Inside the block, these settings hold and connections are made by them; afterwards it is as it was before."""
         kept = self.settings, self.publisher, self._store
         self.settings, self.publisher, self._store = settings, Publisher(settings, open_session), None
+        self._checker = None
         try:
             yield
         finally:
             self.close()
             self.settings, self.publisher, self._store = kept
+            self._checker = None
 
     @property
     def tasks(self) -> Mapping[str, Task[..., Any]]:
@@ -306,27 +309,41 @@ class TaskQ:
                 handle.ignored = bool(canvas.options.get("ignore_result"))
                 results.append(handle)
             else:
-                step = settled(canvas.step())
-                whole = family if family.root_id else Family(None, plan.root_of(step), family.reply_to)
-                follow = launch(step, plain_result(values), whole, self._route, now)
+                step, follow = self._begin(canvas, values, family, now)
                 publications += follow.publish
                 results.append(handle_of(step, self.result))
                 workflows.append((step, follow))
+        check = self._check()
         for publication in publications:
-            self._check_size(publication)
+            check(publication)
         self._prepare(workflows)
         self.publisher.publish(publications)
         return results
 
     def _compose(self, call: Partial[Any], family: Family, now: float) -> Publication:
         """The message of a call that nothing follows."""
-        options = call.options
-        if unknown := options.keys() - FLOW_OPTION_NAMES:
-            raise unknown_option(unknown, call)
         args, kwargs = plain_arguments(call.task, call.args, call.kwargs, call.parameters)
-        queue = options.get("queue") or self._route(call.task)
-        task_id = options.get("task_id") or str(uuid.uuid4())
-        return compose(call.task, msgspec.json.encode((args, kwargs, NOTHING_FOLLOWS)), task_id, options, queue, family, now)
+        body = msgspec.json.encode((args, kwargs, NOTHING_FOLLOWS))
+        return compose(call.task, body, call.options, self._route(call.task), family, now)
+
+    def _begin(self, canvas: Canvas[Any], values: Sequence[Any], family: Family, now: float) -> tuple[Step, Follow]:
+        """The workflow in order, each task of it checked, and what its beginning publishes."""
+        try:
+            step = settled(canvas.step())
+            if not family.root_id:
+                family = Family(None, plan.root_of(step), family.reply_to)
+            check_later(step, family, self._route, now, self._check())
+            return step, launch(step, plain_arguments(step.task, values, {})[0], family, self._route, now)
+        except MessageError as error:
+            raise ConfigurationError(str(error)) from None
+        except RecursionError:
+            raise endless() from None
+
+    def _check(self) -> Check:
+        """What finds out whether a publication can be sent; made by the first call: drivers take long to import."""
+        if self._checker is None:
+            self._checker = sending.checker(self.settings)
+        return self._checker
 
     def _route(self, task: str) -> str:
         return router(self._tasks, self.settings.default_queue)(task)
@@ -350,14 +367,6 @@ class TaskQ:
         except BrokerError as error:
             # It would run all the same, but for nobody to look at.
             logger.warning("workflow_not_kept", error=str(error))
-
-    def _check_size(self, publication: Publication) -> None:
-        size, limit = len(publication.message.body), self.settings.max_message_bytes
-        if size > limit:
-            raise MessageTooLarge(
-                f"task {publication.message.headers['task']!r}: its message is {size} bytes, over max_message_bytes={limit}; "
-                "store the data elsewhere and send where it is"
-            )
 
     def _open_store(self) -> ResultStore:
         with self._lock:

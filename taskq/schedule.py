@@ -237,8 +237,8 @@ def schedule_of(
     if not isinstance(signature, Canvas):
         raise WrongType(f"schedule {name!r}: what is sent must be a signature, such as task.s(1), not {signature!r}")
     signature.check(0)
-    step = signature.step()
     try:
+        step = signature.step()
         _check(name, misfire, overlap, jitter)
         _check_options(step, overlap)
         return Schedule(
@@ -250,7 +250,7 @@ def schedule_of(
             overlap=overlap,
             jitter=float(jitter),
         )
-    except ConfigurationError as error:
+    except (ConfigurationError, MessageError, RecursionError) as error:
         raise ConfigurationError(f"schedule {name!r}: {error}") from None
 
 
@@ -286,7 +286,7 @@ def _check_options(step: Step, overlap: Overlap) -> None:
             raise ConfigurationError(f"{option} is for a single call; every tick has one of its own")
     if isinstance(step.options.get("expires"), str):
         raise ConfigurationError("expires must be a number of seconds, which count anew for each tick")
-    if len(launch(step, (), NOBODY, lambda _: "", 0.0).publish) != 1:
+    if len(launch(step, (), NOBODY, lambda _: "default", 0.0).publish) != 1:
         raise ConfigurationError("a workflow that begins with several tasks cannot be sent just once; put a task before them")
     if overlap == "skip" and step.subtask_type is not None:
         raise ConfigurationError("overlap='skip' looks at one task's end, so it needs a single task, not a workflow")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Generic, Protocol, Self, TypeVar, Unpack
 
-from taskq.compose import OPTION_NAMES, SendOptions
 from taskq.errors import ConfigurationError, NotBound
+from taskq.options import FOLLOWERS, SendOptions, checked, keywords, positional, shown
+from taskq.results.group import GroupResult
 from taskq.results.handle import AsyncResult
 from taskq.serialization import plain_arguments
-from taskq.step import Step, chain_of, ending_as
+from taskq.step import Step, chain_of, ending_as, has_end
 
 R = TypeVar("R")
 S = TypeVar("S")
@@ -69,9 +70,12 @@ class Canvas(Generic[R]):
         return self
 
     def clone(self) -> Self:
-        """A copy that can be changed for itself."""
+        """A copy that can be changed for itself, and so can what it consists of and what follows it; arguments are shared."""
         copy = object.__new__(type(self))
-        copy.__dict__.update(self.__dict__, options=dict(self.options))
+        try:
+            copy.__dict__.update(self.__dict__, options={name: _copied(value) for name, value in self.options.items()})
+        except RecursionError:
+            raise endless() from None
         return copy
 
     def step(self) -> Step:
@@ -92,20 +96,32 @@ class Canvas(Generic[R]):
         return Chain([*ends[0], *ends[1]])
 
     def _append(self, option: str, follower: Canvas[Any]) -> None:
-        self.options[option] = [*_listed(self.options.get(option)), follower]
+        self.options[option] = [*_listed(self.options.get(option)), canvas_of(follower)]
+
+    def _name(self) -> str:
+        """It as an error names it."""
+        return f"{type(self).__name__.lower()} {shown(self)}"
 
     def _plain_options(self) -> dict[str, Any]:
-        """The options as they travel."""
-        if unknown := self.options.keys() - FLOW_OPTION_NAMES:
-            raise unknown_option(unknown, self)
-        return {name: _plain_option(name, value) for name, value in self.options.items() if value is not None}
+        """The options as they travel; raises ``ConfigurationError``, naming whose option it is, and which."""
+        try:
+            plain = checked(self.options)
+            followers = {name: [canvas_of(canvas) for canvas in _listed(self.options.get(name))] for name in FOLLOWERS}
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{self._name()}: {error}") from None
+        plain = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in plain.items()}
+        return plain | {name: [canvas.step() for canvas in canvases] for name, canvases in followers.items() if canvases}
 
     def _sent(self, values: Sequence[Any] = ()) -> Any:
-        self.check(len(values))
-        send = self.sender()
-        if send is None:
-            raise NotBound(f"{self!r} belongs to no app; take its module in with app.include(...)")
-        return send([self], values)[0]
+        try:
+            self.check(len(values))
+            if (send := self.sender()) is not None:
+                return send([self], values)[0]
+            if not has_end(self.step()):
+                return GroupResult.of_nothing()
+        except RecursionError:
+            raise endless() from None
+        raise NotBound(f"{self!r} belongs to no app; take its module in with app.include(...)")
 
 
 class Partial(Canvas[R]):
@@ -124,8 +140,8 @@ class Partial(Canvas[R]):
         send: Send | None = None,
     ) -> None:
         self.task = task
-        self.args = args
-        self.kwargs: Mapping[str, Any] = {} if kwargs is None else kwargs
+        self.args = positional(task, args)
+        self.kwargs = keywords(task, kwargs)
         self.options = dict(options or {})
         self.immutable = immutable
         self.parameters = parameters
@@ -143,6 +159,9 @@ class Partial(Canvas[R]):
 
     def _value(self) -> tuple[Any, ...]:
         return self.task, list(self.args), dict(self.kwargs), self.options, self.immutable
+
+    def _name(self) -> str:
+        return f"task {shown(self.task)}"
 
     def step(self) -> Step:
         """It as it travels."""
@@ -187,7 +206,7 @@ class Chain(Canvas[R]):
     def __init__(self, steps: Sequence[Canvas[Any]]) -> None:
         if not steps:
             raise ConfigurationError("a chain needs at least one step")
-        self.steps = tuple(steps)
+        self.steps = tuple(map(canvas_of, steps))
         self.options = {}
 
     def __repr__(self) -> str:
@@ -220,15 +239,28 @@ class Chain(Canvas[R]):
 
     def apply_async(self, args: Sequence[Any] = (), **options: Unpack[FlowOptions]) -> AsyncResult[R]:
         """``delay`` with options."""
-        return self.clone().set(**options).delay(*args)
+        return self.clone().set(**options).delay(*positional(self._name(), args))
+
+    def clone(self) -> Self:
+        """As of each signature."""
+        copy = super().clone()
+        copy.steps = tuple(step.clone() for step in self.steps)
+        return copy
 
 
-FLOW_OPTION_NAMES = frozenset({*OPTION_NAMES, "link", "link_error"})
+def canvas_of(value: Any) -> Canvas[Any]:
+    """What can be part of a workflow; raises ``ConfigurationError`` for what can't."""
+    if isinstance(value, Canvas):
+        return value
+    way_out = (
+        f"write {getattr(value, '__name__', 'task')}.s(…)" if callable(getattr(value, "s", None)) else "make one with task.s(…)"
+    )
+    raise ConfigurationError(f"{shown(value)} is no signature, and so no part of a workflow; {way_out}")
 
 
-def unknown_option(names: Collection[str], canvas: Canvas[Any]) -> ConfigurationError:
-    """The error that says so."""
-    return ConfigurationError(f"unknown option {min(names)!r} for {canvas!r}; there are {', '.join(sorted(FLOW_OPTION_NAMES))}")
+def endless() -> ConfigurationError:
+    """The error that says that a workflow has no end."""
+    return ConfigurationError("the workflow is nested too deeply, or something in it follows itself")
 
 
 def _listed(value: Any) -> list[Canvas[Any]]:
@@ -237,14 +269,16 @@ def _listed(value: Any) -> list[Canvas[Any]]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _plain_option(name: str, value: Any) -> Any:
-    if name in ("link", "link_error"):
-        return [follower.step() for follower in _listed(value)]
-    if isinstance(value, datetime):
-        if value.tzinfo is None:
-            raise ConfigurationError(f"{name} needs a time zone; write datetime.now(UTC) + …, or use seconds")
-        return value.isoformat()
-    return dict(value) if isinstance(value, Mapping) else value
+def _copied(value: Any) -> Any:
+    """The option for the copy of a signature."""
+    match value:
+        case Canvas():
+            return value.clone()
+        case list() | tuple():
+            return [_copied(item) for item in value]
+        case dict():
+            return dict(value)
+    return value
 
 
 def first_sender(canvases: Iterable[Canvas[Any]]) -> Send | None:

@@ -16,6 +16,7 @@ import msgspec
 
 from taskq.decoding import UNREADABLE, unreadable
 from taskq.errors import MessageError
+from taskq.options import LONGEST_ID, is_text, shown
 
 TASK, CHAIN, GROUP, CHORD = None, "chain", "group", "chord"
 
@@ -158,20 +159,35 @@ def settled(step: Step, ids: Ids = _new_id) -> Step:
     """The step in order: everything has its id, and each workflow is written in one way. Doing it twice changes nothing.
 
     Chains within chains and groups within groups are flat, a group that something follows in a chain is a chord, and neither a
-    chain nor a chord ends with an empty group.
+    chain nor a chord ends with an empty group. Raises ``MessageError`` for what cannot be brought into order.
     """
+    try:
+        return _settled(step, ids)
+    except UNREADABLE as error:
+        raise unreadable("the workflow", error) from None
+
+
+def _settled(step: Step, ids: Ids) -> Step:
     match step.subtask_type:
         case "chain":
             return _settled_chain(step, ids)
         case "group":
-            gid = step.id or ids()
-            members = [settled(member, ids) for member in _flat(step, GROUP)]
+            gid = _id_of(step) or ids()
+            members = [_settled(member, ids) for member in _flat(step, GROUP)]
             return _rebuilt(step, tasks=[_placed(member, gid, i) for i, member in enumerate(members)]).with_options(task_id=gid)
         case "chord":
-            gid = step.id or step.header.id or ids()
-            header, body = settled(step.header.with_options(task_id=gid), ids), settled(step.body, ids)
+            gid = _id_of(step) or _id_of(step.header) or ids()
+            header, body = _settled(step.header.with_options(task_id=gid), ids), _settled(step.body, ids)
             return _rebuilt(step, header=header, body=body).with_options(task_id=gid) if has_end(body) else header
-    return step if step.id else step.with_options(task_id=ids())
+    return step if _id_of(step) else step.with_options(task_id=ids())
+
+
+def _id_of(step: Step) -> str | None:
+    """The step's id, if it has one; raises ``MessageError`` for what is none."""
+    task_id: Any = step.id
+    if task_id and not (is_text(task_id) and len(task_id.encode()) <= LONGEST_ID):
+        raise MessageError(f"{shown(task_id)} is no id of task {shown(step.task)}")
+    return task_id or None
 
 
 def derived(owner: str, purpose: str) -> Ids:
@@ -191,7 +207,7 @@ def _settled_chain(chain: Step, ids: Ids) -> Step:
             ordered[-1] = chord_of(before, step)
         else:
             ordered.append(step)
-    ordered = [settled(step, ids) for step in ordered]
+    ordered = [_settled(step, ids) for step in ordered]
     if not ordered:
         raise MessageError("a chain of nothing")
     return _rebuilt(chain, tasks=ordered)

@@ -15,10 +15,10 @@ import msgspec
 
 from taskq import checks
 from taskq.attempt import Attempt, current_attempt
-from taskq.compose import SendOptions, checked_priority, time_limits
 from taskq.errors import ConfigurationError
 from taskq.function import check as check_function
 from taskq.function import default_name, most_positional, positional, takes
+from taskq.options import SendOptions, checked, time_limits
 from taskq.results.handle import AsyncResult
 from taskq.retry import RetryOptions, policy_of
 from taskq.signature import FlowOptions, Partial, Send, Signature
@@ -81,9 +81,10 @@ class Task(Generic[P, R]):
         self._parameters = positional(self._signature.parameters.values())
 
     def _read_options(self, options: Mapping[str, Any]) -> None:
-        """Take in how its calls are sent, and how its attempts may end, for the worker that runs them."""
+        """Take in how calls are sent and, for the worker that runs them, how attempts may end."""
         try:
-            self.defaults = _defaults(options)
+            sent: Any = checked({name: options.get(name) for name in ("queue", "priority", "expires", "ignore_result")})
+            self.defaults: SendOptions = sent
             self.retry_policy = policy_of(options)
             self.time_limit, self.soft_time_limit = time_limits(options)
             self.on_worker_lost = _afterwards(options, "on_worker_lost", "retry")
@@ -150,7 +151,7 @@ class Task(Generic[P, R]):
         """``s`` and ``si`` with options."""
         signature = self._call(args, kwargs, options, immutable=immutable)
         try:
-            (self._signature.bind if immutable else self._signature.bind_partial)(*args, **signature.kwargs)
+            (self._signature.bind if immutable else self._signature.bind_partial)(*signature.args, **signature.kwargs)
         except TypeError as error:
             raise TypeError(f"{self.name}(): {error}") from None
         return signature
@@ -179,7 +180,7 @@ class Task(Generic[P, R]):
         return Signature(by, (), {"task": called, "it": items}, self._defaults(), send=self.send)
 
     def _defaults(self) -> dict[str, Any]:
-        return {name: value for name, value in self.defaults.items() if value is not None}
+        return {**self.defaults}
 
     def _call(
         self, args: Sequence[Any], kwargs: Mapping[str, Any] | None, options: Mapping[str, Any], *, immutable: bool = False
@@ -228,17 +229,6 @@ def tasks_in(name: str) -> list[Task[..., Any]]:
 
 def _is_task(value: Any) -> bool:
     return isinstance(value, Task)
-
-
-def _defaults(options: Mapping[str, Any]) -> SendOptions:
-    """How the task's calls are sent where they say nothing else."""
-    queue, expires, ignore_result = (options.get(name) for name in ("queue", "expires", "ignore_result"))
-    return SendOptions(
-        queue=None if queue is None else checks.text("queue", queue),
-        priority=checked_priority(options.get("priority")),
-        expires=None if expires is None else checks.seconds("expires", expires, above=0.0),
-        ignore_result=None if ignore_result is None else checks.truth("ignore_result", ignore_result),
-    )
 
 
 def _acks_late(options: Mapping[str, Any]) -> bool:

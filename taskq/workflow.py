@@ -15,12 +15,13 @@ when the task's outcome is settled: the next message is confirmed before the las
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Generic, TypeVar, Unpack, overload
+from typing import Any, Generic, Self, TypeVar, Unpack, overload
 
 from taskq.errors import ConfigurationError
+from taskq.options import positional
 from taskq.results.group import GroupResult
 from taskq.results.handle import AsyncResult
-from taskq.signature import Canvas, Chain, FlowOptions, Send, first_sender
+from taskq.signature import Canvas, Chain, FlowOptions, Send, canvas_of, first_sender
 from taskq.step import Step, chord_of, ending_as, group_of
 
 R = TypeVar("R")
@@ -31,7 +32,7 @@ class Group(Canvas[R]):
     """Members that run at once. A group within a group is flat."""
 
     def __init__(self, members: Sequence[Canvas[R]]) -> None:
-        self.members = tuple(members)
+        self.members = tuple(map(canvas_of, members))
         self.options = {}
 
     def __repr__(self) -> str:
@@ -59,8 +60,6 @@ class Group(Canvas[R]):
 
     def delay(self, *values: Any) -> GroupResult[R]:
         """Send its members, each with these before its own arguments. Raises as ``Task.delay``."""
-        if not self.members:
-            return GroupResult.of_nothing()
         result: GroupResult[R] = self._sent(values)
         return result
 
@@ -68,7 +67,13 @@ class Group(Canvas[R]):
 
     def apply_async(self, args: Sequence[Any] = (), **options: Unpack[FlowOptions]) -> GroupResult[R]:
         """``delay`` with options."""
-        return self.clone().set(**options).delay(*args)
+        return self.clone().set(**options).delay(*positional(self._name(), args))
+
+    def clone(self) -> Self:
+        """As of each signature."""
+        copy = super().clone()
+        copy.members = tuple(member.clone() for member in self.members)
+        return copy
 
 
 class Chord(Canvas[R]):
@@ -80,7 +85,7 @@ class Chord(Canvas[R]):
 
     def __init__(self, header: Group[Any], body: Canvas[R]) -> None:
         self.header = header
-        self.body = body
+        self.body = canvas_of(body)
         self.options = {}
 
     def __repr__(self) -> str:
@@ -113,7 +118,13 @@ class Chord(Canvas[R]):
 
     def apply_async(self, args: Sequence[Any] = (), **options: Unpack[FlowOptions]) -> AsyncResult[R]:
         """``delay`` with options."""
-        return self.clone().set(**options).delay(*args)
+        return self.clone().set(**options).delay(*positional(self._name(), args))
+
+    def clone(self) -> Self:
+        """As of each signature."""
+        copy = super().clone()
+        copy.header, copy.body = self.header.clone(), self.body.clone()
+        return copy
 
 
 class Header(Generic[R]):
@@ -149,10 +160,10 @@ def chord(header: Group[Any] | Iterable[Canvas[Any]], body: Canvas[Any] | None =
 
 def _canvases(given: Iterable[Canvas[R] | Iterable[Canvas[R]]]) -> Iterator[Canvas[R]]:
     for item in given:
-        if isinstance(item, Canvas):
-            yield item
+        if isinstance(item, Canvas) or not isinstance(item, Iterable):
+            yield canvas_of(item)
         else:
-            yield from item
+            yield from map(canvas_of, item)
 
 
 def handle_of(step: Step, result: Callable[[str], AsyncResult[Any]], *, ignored: bool = False) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import assert_type
 
 from taskq import (
@@ -35,7 +35,7 @@ def add(a: int, b: int = 1) -> int:
     return a + b
 
 
-@app.task(name="shop.mail", queue="mail", priority=9, expires=60.0, ignore_result=True)
+@app.task(name="shop.mail", queue="mail", priority=9, expires=timedelta(minutes=1), time_limit=60.0, ignore_result=True)
 def send_mail(to: str, *, subject: str) -> None: ...
 
 
@@ -109,6 +109,9 @@ assert_type(add.apply_async((1, 2), countdown=60, priority=5), AsyncResult[int])
 add.apply_async(
     (), {"a": 1}, eta=datetime.now(UTC), expires=10.0, queue="slow", task_id="1", headers={"x": 1}, ignore_result=True
 )
+
+add.apply_async((1, 2), countdown=timedelta(minutes=1), expires=timedelta(hours=1), time_limit=timedelta(seconds=5))
+add.s(1).set(countdown=timedelta(minutes=1), soft_time_limit=timedelta(seconds=5), expires=datetime.now(UTC))
 
 send_mail.delay("ann@example.org", subject="hi")
 assert_type(report.delay("monday"), AsyncResult[list[str]])

@@ -200,7 +200,7 @@ def test_a_tasks_time_limits_are_read_where_it_runs_and_not_sent(app: TaskQ) -> 
         ({"acks_late": False, "on_worker_lost": "retry"}, "never runs twice, so on_worker_lost cannot be 'retry'"),
         ({"acks_late": False, "on_timeout": "retry"}, "never runs twice, so on_timeout cannot be 'retry'"),
         ({"time_limit": 0}, "time_limit must be a number of seconds above 0, not 0"),
-        ({"soft_time_limit": True}, "soft_time_limit must be a number of seconds above 0, not True"),
+        ({"soft_time_limit": True}, "soft_time_limit must be a number of seconds or a timedelta, not True"),
         ({"time_limit": 5, "soft_time_limit": 6}, "soft_time_limit=6 must be below time_limit=5"),
         ({"on_worker_lost": "retries"}, "on_worker_lost must be one of retry, fail, not 'retries'"),
         ({"on_timeout": None}, "on_timeout must be one of retry, fail, not None"),

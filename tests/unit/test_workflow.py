@@ -260,7 +260,7 @@ def test_wrong_workflows_are_refused_where_they_are_made() -> None:
         Chain([])
     with pytest.raises(ConfigurationError, match="a group has many ends"):
         group(add.s(1, 2)).link(total.s())
-    with pytest.raises(ConfigurationError, match="unknown option 'quue' for add"):
+    with pytest.raises(ConfigurationError, match="task 'add': unknown option 'quue'; did you mean 'queue'"):
         add.s(1, 2).set(quue="x").step()  # type: ignore[call-arg]
     for flow in (chain(add.s(1), total.s()), chain(add.s(1, 2), add.s(1, 2)), chord([add.s(1)], total.s()), group(add.s())):
         with pytest.raises(TypeError, match=r"add\(\): "):
