@@ -25,8 +25,8 @@ def test_the_body_and_the_callers_own_headers_count() -> None:
 
 def test_what_was_accepted_can_be_published_again() -> None:
     """As a retry, with its history, and as a result that goes back to the caller."""
-    history = [{"error": "y" * 1000}]
-    sending.check_size(publication(100, retries=1, eta="2030-01-01T00:00:00", **{"tq-history": history, "tq-sent": 1.0}), 100)
+    again: dict[str, Any] = {"retries": 1, "eta": "2030-01-01T00:00:00", "tq-history": [{"error": "y" * 1000}], "tq-sent": 1.0}
+    sending.check_size(publication(100, **again), 100)
     sending.check_size(publication(101, reply=True), 100)
 
 
