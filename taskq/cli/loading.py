@@ -6,15 +6,25 @@ module failed while it was imported".
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import pkgutil
 import sys
 from types import ModuleType, TracebackType
 from typing import Any
 
+import taskq.broker
+import taskq.results
 from taskq import TaskQ
 from taskq.describe import traceback_of
 from taskq.errors import ConfigurationError, TaskqError
+
+#: What taskq imports beside Python's own modules.
+_LIBRARIES = frozenset(
+    {"amqp", "billiard", "click", "dateutil", "kombu", "msgspec", "packaging", "prometheus_client", "psycopg", "redis", "rich"}
+    | {"structlog", "tzdata", "tzlocal", "vine", "watchfiles"}
+)
 
 
 def load_app(spec: str) -> TaskQ:
@@ -27,8 +37,9 @@ def load_app(spec: str) -> TaskQ:
     attribute = attribute or "app"
     if not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
         raise ConfigurationError(f"the app {spec!r} is not module:attribute, like shop.app:app{_for_path(module_name)}")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    if (folder := os.getcwd()) not in sys.path:
+        _import_ours_before(folder)
+        sys.path.insert(0, folder)
     module = _import(module_name)
     value: Any = module
     for part in attribute.split("."):
@@ -40,6 +51,17 @@ def load_app(spec: str) -> TaskQ:
         found = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
         raise ConfigurationError(f"{module_name}:{attribute} is no TaskQ, its type is {found}{_apps_of(module)}")
     return value
+
+
+def _import_ours_before(folder: str) -> None:
+    """Where something in this folder has the name of a library, import first what taskq may need of libraries later."""
+    names = {entry.name.partition(".")[0] for entry in os.scandir(folder)}
+    if names.isdisjoint(sys.stdlib_module_names | _LIBRARIES):
+        return
+    for package in (taskq.broker, taskq.results):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            with contextlib.suppress(ImportError):  # the driver of a backend that is not installed
+                importlib.import_module(module.name)
 
 
 def _import(name: str) -> ModuleType:
