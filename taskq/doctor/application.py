@@ -28,6 +28,10 @@ def imports(patient: Patient) -> Iterator[Finding]:
     if patient.threads > 0 and patient.settings.start_method == "fork":
         text = f"the import starts {_count(patient.threads, 'thread')}, so that children can't be forked, and start slowly"
         yield warning("application", text, "start threads when they are first used, or set start_method to spawn")
+    if patient.connections and patient.settings.start_method == "fork":
+        peers = ", ".join(patient.connections)
+        text = f"the import leaves connections open, to {peers}, so that children can't be forked, and start slowly"
+        yield warning("application", text, "connect when a task first needs it, or set start_method to spawn")
     if not app.tasks:
         yield warning("application", f"{app.name} has no tasks", "import the modules that define them where the app is made")
 

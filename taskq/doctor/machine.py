@@ -85,7 +85,8 @@ def descriptors(patient: Patient) -> Iterator[Finding]:
         return
     import resource
 
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # A worker raises its own limit as far as it may.
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _DESCRIPTORS + _DESCRIPTORS_PER_CHILD * patient.settings.concurrency
     if 0 <= limit < wanted:
         text = f"{limit} files may be open at once, and a worker with {patient.settings.concurrency} children wants {wanted}"

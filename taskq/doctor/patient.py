@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+from taskq import connections
 from taskq.app import TaskQ
 from taskq.broker import open_caller
 from taskq.broker.pidbox import EVERY_WORKER
@@ -29,7 +30,7 @@ class Patient:
     def __init__(self, spec: str | None, command_line: Mapping[str, Any]) -> None:
         self.spec = spec
         self.failure: str | None = None
-        threads, began = threading.active_count(), time.monotonic()
+        threads, began, connected = threading.active_count(), time.monotonic(), set(connections.connected())
         app = None
         if spec is not None:
             try:
@@ -40,6 +41,12 @@ class Patient:
         self.seconds, self.threads = time.monotonic() - began, threading.active_count() - threads
         self.app = app or TaskQ("taskq")
         self.app.configure(command_line)
+        #: The other ends of connections that the import left open, but for those that a worker closes itself.
+        self.connections: tuple[str, ...] = ()
+        if connections.connected().keys() - connected:
+            self.app.close()
+            connections.close_known()
+            self.connections = tuple(sorted({peer for key, peer in connections.connected().items() if key not in connected}))
 
     @property
     def settings(self) -> Settings:
