@@ -5,6 +5,7 @@ Tasks leave traces in a file (``tests.apps.traces``), so that a test sees what r
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -62,8 +63,8 @@ def matching(lines: Sequence[dict[str, Any]], wanted: dict[str, Any]) -> list[di
     return [line for line in lines if all(line.get(key) == value for key, value in wanted.items())]
 
 
-def processes_of(group: int) -> list[int]:
-    """The living processes of a process group; zombies are dead."""
+def processes_of(session: int) -> list[int]:
+    """The living processes of a session; zombies are dead."""
     alive = []
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
@@ -72,8 +73,8 @@ def processes_of(group: int) -> list[int]:
             status = Path("/proc", entry, "stat").read_text()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        state, _, group_id = status.rpartition(")")[2].split()[:3]
-        if int(group_id) == group and state != "Z":
+        state, _, _, session_id = status.rpartition(")")[2].split()[:4]
+        if int(session_id) == session and state != "Z":
             alive.append(int(entry))
     return alive
 
@@ -126,11 +127,10 @@ class Worker:
         return processes_of(self.pid)
 
     def send(self, number: int, *, group: bool = False) -> None:
-        """Send a signal to the supervisor alone, or to the whole process group as a terminal does."""
-        if group:
-            os.killpg(self.pid, number)
-        else:
-            os.kill(self.pid, number)
+        """Send a signal to the supervisor alone, or to all processes of the worker as a container's runtime does."""
+        for process in self.processes() if group else [self.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
 
     def wait(self, seconds: float = PATIENCE) -> int:
         """Its exit code, once it has ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -16,6 +17,8 @@ from taskq.workers import blackbox
 from taskq.workers.zygote import START, Ready, Report
 
 _CHUNK = 65_536
+#: How long to wait for a process that was killed, in seconds.
+KILLED_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +63,24 @@ _SIGNALS = frozenset(map(int, signal.Signals))
 class Launcher:
     """One zygote process, seen from the supervisor. The supervisor itself never forks.
 
-    It works in ``folder``, or where the supervisor does if there is no such folder any more.
+    It works in ``folder``, or where the supervisor does if there is no such folder any more. Raises ``OSError`` where no
+    process can be started.
     """
 
     def __init__(self, spec: str, command_line: str, notes: int, worker: str, folder: str | None = None) -> None:
         self.control, theirs = socket.socketpair()
         with theirs:
             arguments = [spec, command_line, str(theirs.fileno()), str(notes), worker, str(os.getpid())]
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "taskq.workers.zygote", *arguments],
-                pass_fds=(theirs.fileno(), notes),
-                cwd=folder if folder and os.path.isdir(folder) else None,
-            )
+            try:
+                self.process = subprocess.Popen(
+                    # Nothing that lies beside the application takes the place of what taskq itself imports.
+                    [sys.executable, "-P", "-m", "taskq.workers.zygote", *arguments],
+                    pass_fds=(theirs.fileno(), notes),
+                    cwd=folder if folder and os.path.isdir(folder) else None,
+                )
+            except OSError:
+                self.control.close()
+                raise
         self._buffer = b""
         self._decode = msgspec.json.Decoder(Report).decode
         self.lost = False
@@ -89,6 +98,9 @@ class Launcher:
 
         Raises ``MessageError`` for what is no report, as of a zygote whose taskq was updated on the disk.
         """
+        if self.control.fileno() < 0:
+            # Closed since the loop found that it was readable.
+            return []
         try:
             chunk = self.control.recv(_CHUNK)
         except ConnectionResetError:
@@ -104,18 +116,18 @@ class Launcher:
     def start_child(self, index: int) -> tuple[socket.socket, int]:
         """Ask for a child; returns the supervisor's end of its pipe, and its black box.
 
-        Raises ``OSError`` where the zygote is gone.
+        Raises ``BrokenPipeError`` or ``ConnectionResetError`` where the zygote is gone, another ``OSError`` where this process
+        has too few descriptors.
         """
-        box = blackbox.create()
-        mine, theirs = socket.socketpair()
-        mine.setblocking(False)
-        with theirs:
-            try:
+        with contextlib.ExitStack() as undone:
+            box = blackbox.create()
+            undone.callback(os.close, box)
+            mine, theirs = socket.socketpair()
+            undone.callback(mine.close)
+            mine.setblocking(False)
+            with theirs:
                 socket.send_fds(self.control, [START.pack(index)], [theirs.fileno(), box])
-            except OSError:
-                mine.close()
-                os.close(box)
-                raise
+            undone.pop_all()
         return mine, box
 
     def hang_up(self) -> None:
@@ -135,4 +147,6 @@ class Launcher:
             self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait()
+            # Not for ever: what a freezer holds dies only when it is let go.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(KILLED_SECONDS)

@@ -1,8 +1,9 @@
 """The zygote: imports the application once and starts the children from it.
 
-Forked children share its memory and stand within milliseconds. It has one thread, which is what makes forking safe; where the
-application started threads at import, or spawn was asked for, it starts fresh interpreters instead. It reports that a
-child ended, was stopped or runs again, because only a parent can know it. It runs no task, and ends when the supervisor does.
+Forked children share its memory and stand within milliseconds. It has one thread and no connection, which is what makes forking
+safe; where the application started threads or left a connection open at import, or spawn was asked for, it starts fresh
+interpreters instead. It reports that a child ended, was stopped or runs again, because only a parent can know it, and ends what
+the child's tasks have left in its process group. It runs no task, and ends when the supervisor does.
 """
 
 from __future__ import annotations
@@ -11,18 +12,23 @@ import contextlib
 import dataclasses
 import gc
 import os
-import select
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import threading
+import time
 import traceback
+
+# Before the application is imported: gevent and eventlet replace them, and theirs need a loop that nobody runs here.
+from os import fork, wait4
+from select import select
 from typing import Any
 
 import msgspec
 
+from taskq import connections, log
 from taskq.app import TaskQ
 from taskq.config import Settings
 from taskq.describe import LONGEST_TRACEBACK, text_of
@@ -30,14 +36,21 @@ from taskq.errors import TaskqError
 from taskq.schedule import Schedule
 from taskq.task import Task
 from taskq.version import version
-from taskq.workers import blackbox, child
-from taskq.workers.lifeline import die_with_parent
+from taskq.workers import blackbox, child, streams
+from taskq.workers.lifeline import die_with_parent, die_with_pipe
 from taskq.workers.note import Note
+from taskq.workers.signals import DEFAULT, do_nothing, ignore_shutdown_signals, set_handler, set_wakeup
 from taskq.workers.sources import source_folders
+
+_Socket, _Popen = socket.socket, subprocess.Popen
 
 #: What the supervisor sends to have a child started: the slot's index; the child's end of the pipe and its black box go
 #: along as descriptors.
 START = struct.Struct("<I")
+#: How long the children have to end by themselves when the worker ends, in seconds.
+END_SECONDS = 3.0
+
+logger = log.get_logger("taskq.zygote")
 
 
 class Ready(msgspec.Struct, tag=True):
@@ -45,6 +58,7 @@ class Ready(msgspec.Struct, tag=True):
 
     ``routes``: the queues of the tasks that name one. ``folders`` hold its source, where ``reload`` wants it watched.
     ``facts`` are what each task says of itself, by Celery's names, for whoever asks.
+    ``connections`` are the other ends of those that the import left open, and ``threads`` counts what it left running.
     """
 
     version: str
@@ -58,6 +72,7 @@ class Ready(msgspec.Struct, tag=True):
     schedules: list[Schedule]
     folders: tuple[str, ...]
     facts: dict[str, dict[str, str]] = {}
+    connections: tuple[str, ...] = ()
 
 
 class Failed(msgspec.Struct, tag=True):
@@ -71,6 +86,13 @@ class Started(msgspec.Struct, tag=True):
 
     index: int
     process_id: int
+
+
+class NotStarted(msgspec.Struct, tag=True):
+    """The slot's child could not be started: too many processes, or too little memory."""
+
+    index: int
+    error: str
 
 
 class Exited(msgspec.Struct, tag=True):
@@ -93,22 +115,66 @@ class Continued(msgspec.Struct, tag=True):
     process_id: int
 
 
-Report = Ready | Failed | Started | Exited | Stopped | Continued
+Report = Ready | Failed | Started | NotStarted | Exited | Stopped | Continued
+
+
+class Resources:
+    """What the zygote has of its own, made before the application is imported, and kept whatever that does.
+
+    ``notes`` are those of all children, ``woken`` is readable when a child has ended, ``lifeline`` is the end of a pipe that
+    children hold on to.
+    """
+
+    def __init__(self, control: int, notes: int) -> None:
+        self.control = _Socket(fileno=control)
+        self.notes = notes
+        self.woken, self.wake = socket.socketpair()
+        self.lifeline, self.living = os.pipe()
+        self.folder = os.getcwd()
+        for descriptor in (control, notes):
+            os.set_inheritable(descriptor, False)
+        for end in (self.woken, self.wake):
+            end.setblocking(False)
+        self.inherited = frozenset(connections.connected())
+
+    def hear_of_children(self) -> None:
+        """Have the end of a child wake ``woken``."""
+        set_handler(signal.SIGCHLD, do_nothing)
+        set_wakeup(self.wake.fileno(), warn_on_full_buffer=False)
+
+    def connections(self) -> tuple[str, ...]:
+        """The other ends of the connections that the import has left open."""
+        return tuple(sorted({peer for key, peer in connections.connected().items() if key not in self.inherited}))
+
+    def leave(self) -> None:
+        """Let go of what is the zygote's, in a child."""
+        set_wakeup(-1)
+        set_handler(signal.SIGCHLD, DEFAULT)
+        for end in (self.control, self.woken, self.wake):
+            end.close()
+        os.close(self.living)
 
 
 class Zygote:
     """Starts children on the supervisor's word and reports their ends."""
 
-    def __init__(self, app: TaskQ, control: socket.socket, notes: int, worker: str, arguments: tuple[str, str]) -> None:
+    def __init__(self, app: TaskQ, own: Resources, worker: str, arguments: tuple[str, str]) -> None:
         self.app = app
-        self.control = control
-        self.notes = notes
+        self.own = own
         self.worker = worker
         self.arguments = arguments
-        self.threads = _threads() - 1
-        self.start_method = "spawn" if self.threads else app.settings.start_method
         self.execute = child.prepare(app, worker)
-        self.fresh: dict[int, subprocess.Popen[bytes]] = {}
+        if own.connections():
+            # As long as nobody else shares them: a server is told when one is closed.
+            app.close()
+            connections.close_known()
+        self.connections = own.connections()
+        self.threads = _threads() - 1
+        self.start_method = "spawn" if self.threads or self.connections else app.settings.start_method
+        if self.connections:
+            consequence = "children are fresh interpreters, since forked ones would read each other's answers"
+            logger.warning("inherited_connections", peers=self.connections, consequence=consequence)
+        self.children: dict[int, subprocess.Popen[bytes] | None] = {}
 
     def ready(self) -> Ready:
         """What the supervisor has to know of the application."""
@@ -125,67 +191,83 @@ class Zygote:
             list(app.schedules.values()),
             source_folders() if app.settings.reload else (),
             {name: _facts(app.tasks[name]) for name in self.execute.names},
+            self.connections,
         )
 
     def report(self, report: Report) -> None:
         """Tell the supervisor, a JSON line at a time."""
-        self.control.sendall(msgspec.json.encode(report) + b"\n")
+        self.own.control.sendall(msgspec.json.encode(report) + b"\n")
 
     def serve(self) -> None:
         """Start children and report their ends until the supervisor closes the control socket."""
-        wake, woken = self.waker = socket.socketpair()
-        wake.setblocking(False)
-        woken.setblocking(False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
+        self.own.hear_of_children()
         self.report(self.ready())
         # What is alive now stays alive: kept out of the collector's way, its pages stay shared with the children.
         gc.collect()
         gc.freeze()
+        control, woken = self.own.control, self.own.woken
         while True:
-            readable, _, _ = select.select([self.control, wake], [], [])
-            if wake in readable:
-                wake.recv(4096)
+            readable, _, _ = select([control, woken], [], [])
+            if woken in readable:
+                woken.recv(4096)
                 self.reap()
-            if self.control in readable:
-                data, descriptors, _, _ = socket.recv_fds(self.control, START.size, 2)
+            if control in readable:
+                data, descriptors, _, _ = socket.recv_fds(control, START.size, 2)
                 if not data:
                     return
-                pipe, box = descriptors
-                self.start(START.unpack(data)[0], socket.socket(fileno=pipe), box)
+                [index] = START.unpack(data)
+                if len(descriptors) == 2:
+                    self.start(index, _Socket(fileno=descriptors[0]), descriptors[1])
+                    continue
+                # The kernel drops what does not fit.
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                self.report(NotStarted(index, "the zygote may not open as many files"))
 
     def start(self, index: int, pipe: socket.socket, box: int) -> None:
         """Start a child for the slot."""
-        with pipe:
-            spawn = self.start_method == "spawn"
-            process_id = self.spawn(index, pipe.fileno(), box) if spawn else self.fork(index, pipe, box)
-        os.close(box)
-        self.report(Started(index, process_id))
+        # What this process has yet to write, each child would write again.
+        streams.flush()
+        try:
+            with pipe:
+                spawn = self.start_method == "spawn"
+                process_id = self.spawn(index, pipe.fileno(), box) if spawn else self.fork(index, pipe, box)
+        except OSError as error:
+            self.report(NotStarted(index, str(error)))
+        else:
+            self.report(Started(index, process_id))
+        finally:
+            os.close(box)
 
     def spawn(self, index: int, pipe: int, box: int) -> int:
-        """Start a fresh interpreter; returns its process id."""
-        numbers = (pipe, self.notes, box, index, self.worker, os.getpid())
-        command = [sys.executable, "-m", "taskq.workers.child", *self.arguments, *map(str, numbers)]
-        process = subprocess.Popen(command, pass_fds=(pipe, self.notes, box))
+        """Start a fresh interpreter; returns its process id. Raises ``OSError``."""
+        own = self.own
+        numbers = (pipe, own.notes, box, own.lifeline, index, self.worker, os.getpid())
+        command = [sys.executable, "-P", "-m", "taskq.workers.child", *self.arguments, *map(str, numbers)]
+        inherited = (pipe, own.notes, box, own.lifeline)
+        process = _Popen(command, pass_fds=inherited, cwd=own.folder, process_group=0)
         # Kept, because a Popen that is collected reaps its process, and the exit would go unreported.
-        self.fresh[process.pid] = process
+        self.children[process.pid] = process
         return process.pid
 
     def fork(self, index: int, pipe: socket.socket, box: int) -> int:
-        """Fork; returns the child's process id. Closes in the child what is the zygote's."""
+        """Fork; returns the child's process id. Closes in the child what is the zygote's. Raises ``OSError``."""
         parent = os.getpid()
-        process_id = os.fork()
+        process_id = fork()
         if process_id:
+            self.children[process_id] = None
             return process_id
         code = 1
         try:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.setpgid(0, 0)
+            die_with_pipe(self.own.lifeline)
+            self.own.leave()
             die_with_parent(parent)
-            for inherited in (self.control, *self.waker):
-                inherited.close()
+            for descriptor in (pipe.fileno(), box):
+                os.set_inheritable(descriptor, False)
             blackbox.install(box)
-            code = child.serve(self.execute, pipe, Note(self.notes, index))
+            _renew_loops()
+            code = child.serve(self.execute, pipe, Note(self.own.notes, index))
         except BaseException:  # noqa: BLE001  # nothing of the child's may run on as if it were the zygote
             traceback.print_exc()
         finally:
@@ -195,19 +277,49 @@ class Zygote:
         """Report every child that has ended, was stopped or runs again."""
         while True:
             try:
-                process_id, status, usage = os.wait4(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
+                process_id, status, usage = wait4(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
             except ChildProcessError:
                 return
             if not process_id:
                 return
+            if process_id not in self.children:
+                # Of a program that the application has started at its import.
+                continue
             if os.WIFSTOPPED(status):
                 self.report(Stopped(process_id))
             elif os.WIFCONTINUED(status):
                 self.report(Continued(process_id))
             else:
-                self.fresh.pop(process_id, None)
+                del self.children[process_id]
+                _end_group(process_id, signal.SIGKILL if status else signal.SIGTERM)
                 unit = 1 if sys.platform == "darwin" else 1024
                 self.report(Exited(process_id, status, usage.ru_maxrss * unit))
+
+    def end(self) -> None:
+        """The worker ends: let the children end by themselves, and see that nothing of theirs is left."""
+        deadline = time.monotonic() + END_SECONDS
+        while self.children and (left := deadline - time.monotonic()) > 0:
+            select([self.own.woken], [], [], left)
+            with contextlib.suppress(BlockingIOError):
+                self.own.woken.recv(4096)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                self.reap()
+        for process_id in self.children:
+            _end_group(process_id, signal.SIGKILL)
+
+
+def _end_group(process_id: int, number: int) -> None:
+    """Signal what is left in this child's process group; programs that were given a session of their own are not in it."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing is left, or nothing that is ours
+        os.killpg(process_id, number)
+
+
+def _renew_loops() -> None:
+    """Where the import has begun an event loop of gevent's or eventlet's, this child needs one that no other shares."""
+    if (gevent := sys.modules.get("gevent")) is not None:
+        gevent.reinit()
+    if (hubs := sys.modules.get("eventlet.hubs")) is not None:
+        hubs.use_hub()
 
 
 def _facts(task: Task[..., Any]) -> dict[str, str]:
@@ -230,18 +342,25 @@ def _threads() -> int:
 def main(spec: str, command_line: str, control: int, notes: int, worker: str, parent: int) -> int:
     """The whole life of the zygote; returns its exit code."""
     die_with_parent(parent)
-    child.ignore_shutdown_signals()
-    supervisor = socket.socket(fileno=control)
-    try:
-        app = child.load(spec, command_line)
-    except TaskqError as error:
-        supervisor.sendall(msgspec.json.encode(Failed(text_of(error, LONGEST_TRACEBACK))) + b"\n")
-        return 1
-    zygote = Zygote(app, supervisor, notes, worker, (spec, command_line))
+    ignore_shutdown_signals()
+    streams.write_lines_at_once()
+    own = Resources(control, notes)
     # A supervisor that ends may leave reports of ours unread, which resets the socket instead of closing it.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        zygote.serve()
-    signal.set_wakeup_fd(-1)
+        try:
+            app = child.load(spec, command_line)
+        except TaskqError as error:
+            own.control.sendall(msgspec.json.encode(Failed(text_of(error, LONGEST_TRACEBACK))) + b"\n")
+            return 1
+        if sys.platform == "linux":
+            # Again, because the kernel forgets it where the import has changed the user.
+            die_with_parent(parent)
+        zygote = Zygote(app, own, worker, (spec, command_line))
+        try:
+            zygote.serve()
+        finally:
+            zygote.end()
+    set_wakeup(-1)
     return 0
 
 

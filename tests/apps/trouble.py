@@ -244,7 +244,8 @@ def poison(attempt: Attempt, seconds: float = 0.0) -> None:
     """Takes the whole worker down."""
     tell("poison", attempt)
     time.sleep(seconds)
-    os.killpg(os.getpgid(0), signal.SIGKILL)
+    # It leads the session, and the others end with it.
+    os.kill(os.getsid(0), signal.SIGKILL)
     signal.pause()
 
 

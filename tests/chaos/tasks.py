@@ -99,5 +99,5 @@ def poison(attempt: Attempt, how: str) -> None:
 def plague(attempt: Attempt) -> None:
     """Ends its whole worker, supervisor first, as Kubernetes does when a container is out of memory."""
     with recorded(attempt):
-        os.killpg(os.getpgrp(), signal.SIGKILL)
+        os.kill(os.getsid(0), signal.SIGKILL)
         signal.pause()
