@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import selectors
 import time
 from collections.abc import Callable
@@ -30,8 +31,9 @@ class Callbacks:
         self._selector.register(what, selectors.EVENT_READ, act)
 
     def unwatch(self, what: Any) -> None:
-        """Not any more."""
-        self._selector.unregister(what)
+        """Not any more, if it was."""
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(what)
 
     def watch_writing(self, what: Any, *, wanted: bool) -> None:
         """Have it called when ``what`` can be written, too."""

@@ -1,6 +1,7 @@
 """The children: keeps one in every slot, through a zygote, and hears of their deaths.
 
-A child that somebody has stopped holds its task and ends at no limit, so it is killed once it has been stopped for a while.
+A child that somebody has stopped holds its task and ends at no limit, so it is killed once it has been stopped for a while. A
+zygote that says nothing although it should is replaced.
 
 When another zygote takes over, with new code, each slot's child ends after what it was given, and its successor comes from the
 new zygote. Children die with their zygote, so the old one stays until its last child has ended, however long that takes.
@@ -15,12 +16,16 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
+
 from taskq import log
 from taskq.errors import ConfigurationError
 from taskq.workers.crashes import Blame
+from taskq.workers.descriptors import make_room
 from taskq.workers.launcher import Death, Launcher
+from taskq.workers.silence import SILENT_SECONDS, Silence
 from taskq.workers.slot import Slot
-from taskq.workers.zygote import Continued, Exited, Failed, Ready, Started, Stopped
+from taskq.workers.zygote import Continued, Exited, Failed, NotStarted, Ready, Report, Started, Stopped
 
 #: The most slots that one worker may have: its notes are laid out once.
 MOST_CHILDREN = 1024
@@ -32,6 +37,8 @@ RETIRED_SECONDS = 30.0
 ENDING_SECONDS = 0.2
 #: How long a child may be stopped before it is killed, in seconds.
 STOPPED_SECONDS = 5.0
+#: How many children the zygote may be asked for before it has answered: neither side ever waits for room in the socket.
+MOST_STARTS = 16
 #: How often the stopped children are looked at, in seconds; nothing is looked at while none is.
 LOOK_SECONDS = 0.5
 
@@ -89,6 +96,7 @@ class Children:
         self._zygote_restart_at: float | None = None
         self._zygote_failures = 0
         self._look_at: float | None = None
+        self._silence = Silence[Launcher]()
 
     def start_missing(self, now: float) -> float | None:
         """Start what is missing and due, and end what is to end; returns when to call again, or None."""
@@ -97,6 +105,7 @@ class Children:
         if self._old:
             self._replace_old()
         times = [self._kill_stopped(now), self._end_retired(now), self._end_zygotes(now), self._start(now)]
+        times.append(self._end_silent_zygotes(now))
         return min((when for when in times if when is not None), default=None)
 
     def _start(self, now: float) -> float | None:
@@ -104,20 +113,43 @@ class Children:
         if self._zygote_restart_at is not None:
             if now < self._zygote_restart_at:
                 return self._zygote_restart_at
+            try:
+                self.launcher = self._launch()
+            except OSError as error:
+                self._zygote_restart_at = now + _backoff(self._zygote_failures)
+                self._zygote_failures += 1
+                logger.error("zygote_not_started", error=str(error), retry_in=round(self._zygote_restart_at - now, 3))
+                return self._zygote_restart_at
             self._zygote_restart_at = None
-            self.launcher = self._launch()
             self._listener.zygote_started(self.launcher)
         if not self._zygote_ready:
             return None
-        for slot in self.slots:
-            if slot.pipe is None and self._restart_at.get(slot, 0.0) <= now:
-                try:
-                    slot.open(self.launcher, *self.launcher.start_child(slot.index))
-                except OSError:
-                    # The zygote is gone; its control socket says so in a moment, and everything is started anew then.
-                    return None
+        missing = [slot for slot in self.slots if slot.pipe is None]
+        due = [slot for slot in missing if self._restart_at.get(slot, 0.0) <= now]
+        for slot in due[: max(0, MOST_STARTS - sum(slot.starting for slot in self.slots))]:
+            try:
+                slot.open(self.launcher, *self.launcher.start_child(slot.index))
+            except (BrokenPipeError, ConnectionResetError):
+                # The zygote is gone; its control socket says so in a moment, and everything is started anew then.
+                return None
+            except OSError as error:
+                self._not_started(slot, str(error))
+            else:
                 self._listener.slot_opened(slot)
-        return min((self._restart_at[slot] for slot in self.slots if slot.pipe is None), default=None)
+        # Of those that are due already, the next is asked for when one has been started.
+        return min((when for slot in missing if (when := self._restart_at.get(slot, 0.0)) > now), default=None)
+
+    def _not_started(self, slot: Slot, error: str) -> None:
+        """The slot's child could not be started: that is this slot's trouble, and passes."""
+        delay = self._back_off(slot)
+        logger.error("child_not_started", slot=slot.index, error=error, retry_in=delay)
+
+    def _back_off(self, slot: Slot) -> float:
+        """Have the slot's next start wait, longer after each that failed; returns for how many seconds."""
+        delay = _backoff(slot.failed_starts)
+        slot.failed_starts += 1
+        self._restart_at[slot] = time.monotonic() + delay
+        return delay
 
     # How many
 
@@ -129,10 +161,11 @@ class Children:
     def scale(self, count: int) -> None:
         """Have so many slots; those too many are given nothing more, and go when their task has ended.
 
-        Raises ``ConfigurationError`` for what is below one or above ``MOST_CHILDREN``.
+        Raises ``ConfigurationError`` for what is below one, or too much for this worker.
         """
         if not 0 < count <= MOST_CHILDREN:
             raise ConfigurationError(f"a worker has between 1 and {MOST_CHILDREN} children, not {count}")
+        make_room(count)
         staying = [slot for slot in self.slots if not slot.leaving]
         leaving = [slot for slot in self.slots if slot.leaving]
         for slot in sorted(staying, key=_worth)[: max(0, len(staying) - count)]:
@@ -220,33 +253,51 @@ class Children:
     # What becomes of the processes
 
     def hear(self, launcher: Launcher) -> None:
-        """Act on what the zygote reports."""
-        for report in launcher.reports():
+        """Act on what the zygote reports; one that cannot be understood is lost."""
+        self._silence.heard(launcher)
+        try:
+            reports = launcher.reports()
+        except msgspec.DecodeError as garbled:
+            hint = "if taskq itself was updated, restart the worker"
+            logger.error("zygote_not_understood", pid=launcher.process.pid, error=str(garbled), help=hint)
+            launcher.lost = True
+            return
+        for report in reports:
             match report:
                 case Ready() if launcher is self.launcher:
                     self._zygote_ready = True
                     self._zygote_failures = 0
                     self._listener.zygote_ready(report)
-                case Started(index=index, process_id=process_id):
-                    [slot] = [slot for slot in self.slots if slot.index == index]
-                    slot.process_id = process_id
-                    logger.debug("child_started", slot=index, pid=process_id)
-                case Exited(process_id=process_id, status=status, peak_memory=peak):
-                    self._retired.pop((launcher, process_id), None)
-                    for slot in self._slots_of(launcher, process_id):
-                        self._died(slot, Death.from_status(status, peak, _circumstances(slot)))
-                case Stopped(process_id=process_id):
-                    for slot in self._slots_of(launcher, process_id):
-                        slot.stopped_at = now = time.monotonic()
-                        # Not when looks are under way: one that is late must show it.
-                        self._look_at = self._look_at or now + LOOK_SECONDS
-                        logger.warning("child_stopped", slot=slot.index, pid=process_id, kill_after=STOPPED_SECONDS)
-                case Continued(process_id=process_id):
-                    for slot in self._slots_of(launcher, process_id):
-                        slot.stopped_at = None
-                        logger.info("child_continued", slot=slot.index, pid=process_id)
                 case Failed(error=error):
                     logger.error("application_import_failed", error=error)
+                case _:
+                    self._hear_of_child(launcher, report)
+
+    def _hear_of_child(self, launcher: Launcher, report: Report) -> None:
+        match report:
+            case Started(index=index, process_id=process_id):
+                [slot] = [slot for slot in self.slots if slot.index == index]
+                slot.process_id = process_id
+                logger.debug("child_started", slot=index, pid=process_id)
+            case NotStarted(index=index, error=error):
+                [slot] = [slot for slot in self.slots if slot.index == index]
+                self._listener.slot_closes(slot)
+                slot.hang_up()
+                self._not_started(slot, error)
+            case Exited(process_id=process_id, status=status, peak_memory=peak):
+                self._retired.pop((launcher, process_id), None)
+                for slot in self._slots_of(launcher, process_id):
+                    self._died(slot, Death.from_status(status, peak, _circumstances(slot)))
+            case Stopped(process_id=process_id):
+                for slot in self._slots_of(launcher, process_id):
+                    slot.stopped_at = now = time.monotonic()
+                    # Not when looks are under way: one that is late must show it.
+                    self._look_at = self._look_at or now + LOOK_SECONDS
+                    logger.warning("child_stopped", slot=slot.index, pid=process_id, kill_after=STOPPED_SECONDS)
+            case Continued(process_id=process_id):
+                for slot in self._slots_of(launcher, process_id):
+                    slot.stopped_at = None
+                    logger.info("child_continued", slot=slot.index, pid=process_id)
 
     def _slots_of(self, launcher: Launcher, process_id: int) -> list[Slot]:
         """The slot with this child, if there is one."""
@@ -275,20 +326,29 @@ class Children:
 
     def _died(self, slot: Slot, death: Death, blame: Blame = Blame.TASK) -> None:
         """The slot's child is dead: hand its deliveries on and plan its successor."""
-        at_start = not slot.ready
+        at_start = not (slot.ready or slot.served)
         process_id, slot.process_id = slot.process_id, None
         stack = {"stack": text} if (text := slot.black_box()) else {}
         slot.stopped_at = None
         self._listener.child_died(slot, death, blame)
         self._listener.slot_closes(slot)
         slot.hang_up()
-        delay = 0.0
-        if at_start:
-            delay = _backoff(slot.failed_starts)
-            slot.failed_starts += 1
-        self._restart_at[slot] = time.monotonic() + delay
+        self._restart_at[slot] = 0.0
+        delay = self._back_off(slot) if at_start else 0.0
         about = {"slot": slot.index, "pid": process_id, "died": str(death), "tasks": slot.finished, **stack}
         logger.warning("child_died", **about, at_start=at_start, restart_in=delay)
+
+    def _end_silent_zygotes(self, now: float) -> float | None:
+        """Replace the zygotes that leave open for too long what became of a child; returns when to look again, or None."""
+        owing = {slot.zygote for slot in self.slots if slot.zygote is not None and (slot.starting or slot.gone)}
+        for zygote in self._silence.look(owing, now):
+            logger.error("zygote_silent", pid=zygote.process.pid, seconds=SILENT_SECONDS, help="it is killed and replaced")
+            for slot in [slot for slot in self.slots if slot.zygote is zygote and slot.gone]:
+                # It had died before, and its task alone may be to blame for it.
+                self._died(slot, Death(signal=9, circumstances="presumably, since its zygote did not say"))
+            self._listener.unwatch(zygote)
+            self.lose_zygote(zygote)
+        return self._silence.due
 
     def lose_zygote(self, launcher: Launcher) -> None:
         """The zygote is gone, and its children with it: begin again in a moment, unless another has taken over from it."""
@@ -339,4 +399,4 @@ def _worth(slot: Slot) -> tuple[bool, bool, bool, int]:
 
 def _backoff(failures: int) -> float:
     """Seconds to wait before a start, after so many failed ones before this one."""
-    return min(FIRST_DELAY * 2.0**failures, LONGEST_DELAY)
+    return min(FIRST_DELAY * 2.0 ** min(failures, 30), LONGEST_DELAY)

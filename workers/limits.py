@@ -23,6 +23,8 @@ from taskq.workers.slot import Slot
 DUMP_SECONDS = 0.1
 #: How long a task that is revoked while it runs has to end by itself, in seconds.
 TERMINATE_SECONDS = 1.0
+#: How long a child may wait for leave to begin a task, in seconds, where the worker's ``time_limit`` does not say less.
+LEAVE_SECONDS = 60.0
 #: How soon to look again at a child that has begun but whose terms are not noted yet, in seconds.
 TERMS_SECONDS = 0.05
 
@@ -36,6 +38,7 @@ class Limits:
         self._slots = slots
         self._guard = MemoryGuard(settings.memory_limit, cgroup.find())
         self._most_memory = settings.max_memory_per_child
+        self._leave = _leave(settings)
         self._kill_at: dict[Slot, float] = {}
         self._look_at = 0.0
 
@@ -43,6 +46,7 @@ class Limits:
         """These settings hold from here on."""
         self._guard.memory_limit = settings.memory_limit
         self._most_memory = settings.max_memory_per_child
+        self._leave = _leave(settings)
 
     def enforce(self, now: float) -> float | None:
         """Interrupt and kill what is due; returns when to come again, or None."""
@@ -73,7 +77,11 @@ class Limits:
             # It ended in time after all.
             slot.condemned = None
         if hard < 0:
-            return now + TERMS_SECONDS
+            if now < slot.note.started + self._leave:
+                return now + TERMS_SECONDS
+            # Whoever should have given it leave is away. It has not begun, so its message is as good as new.
+            logger.warning("leave_not_given", slot=slot.index, pid=slot.process_id, seconds=self._leave)
+            return self._condemn(slot, Condemned(number, "time limit", f"it was not let begin within {self._leave:.4g} s"), now)
         if 0 < hard <= now:
             slot.dump()
             logger.warning("time_limit_reached", slot=slot.index, pid=slot.process_id)
@@ -119,3 +127,7 @@ class Limits:
             for slot in self._slots:
                 if slot.ready and slot.process_id is not None and resident(slot.process_id) > self._most_memory:
                     slot.worn = True
+
+
+def _leave(settings: Settings) -> float:
+    return min(settings.time_limit or LEAVE_SECONDS, LEAVE_SECONDS)

@@ -24,6 +24,7 @@ from taskq.errors import ConfigurationError, MessageError
 from taskq.workers.children import Children
 from taskq.workers.crashes import Coroner
 from taskq.workers.custody import Custody
+from taskq.workers.descriptors import make_room
 from taskq.workers.launcher import Death, Launcher
 from taskq.workers.limits import Limits
 from taskq.workers.notify import Notifier
@@ -135,7 +136,11 @@ class Reloader:
         logger.info("reload_started")
         self._host.notifier.reloading(now)
         self._began = now
-        self._candidate = launcher = self._launch()
+        try:
+            self._candidate = launcher = self._launch()
+        except OSError as error:
+            self._fail(f"the process that would import it could not be started: {error}")
+            return
         self._host.watch(launcher, lambda: self._hear(launcher))
 
     def cancel(self) -> None:
@@ -191,7 +196,7 @@ class Reloader:
             self._host.unwatch(launcher)
             launcher.close(DYING_SECONDS)
             self._candidate = None
-            status = launcher.process.returncode
+            status = launcher.process.returncode or 0
             died = Death(signal=-status) if status < 0 else Death(exit_code=status)
             self._fail(f"the process that imported the new code died of {died}")
 
@@ -256,6 +261,8 @@ def cannot_follow(old: Ready, new: Ready) -> str:
         why = f"the app is called {new.app!r} now, not {old.app!r}: restart the worker"
     elif changed:
         why = f"the code sets {', '.join(changed)} differently, which needs a restart of the worker"
+    elif lacking := _no_room(new.settings.concurrency):
+        why = lacking
     elif before != after:
         named = ", ".join([*(f"+{name}" for name in sorted(after - before)), *(f"-{name}" for name in sorted(before - after))])
         why = f"the tasks name other queues ({named}), and a worker consumes those that it started with: restart it"
@@ -265,6 +272,15 @@ def cannot_follow(old: Ready, new: Ready) -> str:
         except ConfigurationError as error:
             why = str(error)
     return why
+
+
+def _no_room(children: int) -> str:
+    """Why this process cannot have so many children; empty where it can."""
+    try:
+        make_room(children)
+    except ConfigurationError as error:
+        return str(error)
+    return ""
 
 
 def consumed(ready: Ready) -> tuple[str, ...]:

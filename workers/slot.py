@@ -8,7 +8,9 @@ import signal
 import socket
 from collections.abc import Sequence
 
+from taskq import log
 from taskq.broker.interface import Delivery
+from taskq.errors import MessageError
 from taskq.workers import blackbox
 from taskq.workers.crashes import Condemned
 from taskq.workers.launcher import Launcher
@@ -17,6 +19,8 @@ from taskq.workers.pipe import LAST_WORDS, Report, pack_answer, pack_delivery, u
 from taskq.workers.signals import DUMP_SIGNAL, SOFT_SIGNAL
 
 _CHUNK = 1 << 18
+
+logger = log.get_logger("taskq.slot")
 
 
 class Slot:
@@ -35,6 +39,8 @@ class Slot:
         self.blocked = False
         self.ended = False
         self.has_served = False
+        #: This child was ready, before it ended.
+        self.served = False
         #: The child is given nothing more, and is retired when it has done what it was given.
         self.worn = False
         #: The slot itself goes then.
@@ -47,6 +53,7 @@ class Slot:
         self.failed_starts = 0
         self._recalled = 0
         self._unanswered = 0
+        self._garbled = False
         self._inbound = b""
         self._outbound: list[bytes] = []
 
@@ -59,11 +66,12 @@ class Slot:
         self.tasks = zygote.tasks
         self.process_id = None
         self.stopped_at = None
-        self.ready = self.stuck = self.blocked = self.ended = self.worn = False
+        self.ready = self.stuck = self.blocked = self.ended = self.served = self.worn = False
         self.condemned = None
         self.interrupted = 0
         self.finished = 0
         self._recalled = self._unanswered = 0
+        self._garbled = False
         self._inbound = b""
         self._outbound = []
 
@@ -98,8 +106,11 @@ class Slot:
         return not self._outbound
 
     def reports(self) -> list[Report]:
-        """What the child has reported; a dead child's last reports are read just the same."""
-        if self.pipe is None:
+        """What the child has reported; a dead child's last reports are read just the same.
+
+        Of a child that writes what is no report nothing more is read. It has ``ended``, like one that has closed its pipe.
+        """
+        if self.pipe is None or self._garbled:
             return []
         chunks = [self._inbound]
         while True:
@@ -108,14 +119,36 @@ class Slot:
             except (BlockingIOError, ConnectionResetError):
                 break
             if not chunk:
-                self.ended = True
+                self._end()
                 break
             chunks.append(chunk)
             if len(chunk) < _CHUNK:
                 break
-        reports, self._inbound = unpack_reports(b"".join(chunks))
+        try:
+            reports, self._inbound = unpack_reports(b"".join(chunks))
+        except MessageError as error:
+            logger.error("child_garbled", slot=self.index, pid=self.process_id, error=str(error))
+            self._garbled = True
+            self.kill()
+            self._end()
+            return []
         self._unanswered -= sum([report[1] in LAST_WORDS for report in reports])
         return reports
+
+    def _end(self) -> None:
+        """The child is dead, or as good as dead: it is given nothing more."""
+        self.ended = True
+        self.served, self.ready = self.served or self.ready, False
+
+    @property
+    def starting(self) -> bool:
+        """Whether the zygote has yet to say that the child was started."""
+        return self.pipe is not None and self.process_id is None
+
+    @property
+    def gone(self) -> bool:
+        """Whether the child has ended, and the zygote has yet to say how."""
+        return self.pipe is not None and self.ended
 
     @property
     def idle(self) -> bool:
@@ -163,8 +196,12 @@ class Slot:
         self.signal(SOFT_SIGNAL)
 
     def kill(self) -> None:
-        """SIGKILL the child, if there is one."""
-        self.signal(signal.SIGKILL)
+        """SIGKILL the child, if there is one, with the programs that its tasks have started."""
+        if self.process_id is not None:
+            try:
+                os.killpg(self.process_id, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):  # it has only just begun, or others of its group are another user's
+                self.signal(signal.SIGKILL)
 
     def signal(self, number: int) -> None:
         """Send the child a signal, if there is one."""

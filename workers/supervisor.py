@@ -108,7 +108,7 @@ class Supervisor:
         self.callbacks.watch(what, act)
 
     def unwatch(self, what: Any) -> None:
-        """Not any more."""
+        """Not any more, if it was."""
         self.callbacks.unwatch(what)
 
     def new_slot(self, index: int) -> Slot:
@@ -172,7 +172,7 @@ class Supervisor:
     def flush(self, slot: Slot) -> None:
         """Send the slot's child what its pipe takes; a full pipe calls again when it takes more."""
         blocked, slot.blocked = slot.blocked, not slot.flush()
-        if slot.blocked != blocked and slot.pipe is not None:
+        if slot.blocked != blocked and slot.pipe is not None and not slot.ended:
             self.callbacks.watch_writing(slot.pipe, wanted=slot.blocked)
 
     def exchange(self, consumer: Consumer, now: float) -> float | None:
@@ -345,6 +345,8 @@ class Supervisor:
         self.custody.hear(slot)
         if slot.ended:
             slot.kill()
+            # It would be readable until the zygote says how the child ended.
+            self.slot_closes(slot)
 
     def slot_closes(self, slot: Slot) -> None:
         """The slot's child is gone, or told to go."""

@@ -13,9 +13,11 @@ import msgspec
 
 from taskq import TaskQ, log
 from taskq.config import http_address, masked
-from taskq.errors import ConfigurationError
+from taskq.errors import ConfigurationError, TaskqError
+from taskq.workers import streams
 from taskq.workers.children import MOST_CHILDREN, Children
 from taskq.workers.commands import About
+from taskq.workers.descriptors import make_room
 from taskq.workers.health import Health
 from taskq.workers.launcher import Death, Launcher
 from taskq.workers.notify import Notifier
@@ -36,6 +38,7 @@ logger = log.get_logger("taskq.supervisor")
 
 def run_worker(spec: str, command_line: dict[str, Any]) -> int:
     """Run a worker for the application at ``spec`` (``module:app``) until it is told to stop; returns its exit code."""
+    streams.open_missing()
     reaper = Reaper()
     signals, notifier = Signals(requests=True, reap=reaper.reap), Notifier.take(os.environ)
     worker, folder = worker_name(), working_folder()
@@ -47,7 +50,10 @@ def run_worker(spec: str, command_line: dict[str, Any]) -> int:
         reaper.spare(launcher.process)
         return launcher
 
-    launcher = launch()
+    try:
+        launcher = launch()
+    except OSError as error:
+        raise TaskqError(f"the process that imports the application could not be started: {error}") from None
     ready = await_application(launcher, signals)
     if ready is None:
         # It would only look once the import is over, and an import holds nothing that could be lost.
@@ -55,10 +61,16 @@ def run_worker(spec: str, command_line: dict[str, Any]) -> int:
         return 0
     settings = ready.settings
     log.configure(settings.log_format, settings.log_level)
+    try:
+        make_room(settings.concurrency)
+    except ConfigurationError:
+        launcher.close(0.0)
+        raise
     if register.trouble:
         logger.warning("no_obituaries", error=register.trouble)
     if ready.start_method != settings.start_method:
-        logger.warning("start_method_changed", wanted=settings.start_method, used=ready.start_method, threads=ready.threads)
+        causes = {"threads": ready.threads, "connections": list(ready.connections)}
+        logger.warning("start_method_changed", wanted=settings.start_method, used=ready.start_method, **causes)
     watcher = Watcher(lambda: signals.request(signal.SIGHUP)) if settings.reload else None
     queues = consumed(ready)
     logger.info(
