@@ -29,8 +29,7 @@ from taskq.workers.zygote import Continued, Exited, Failed, NotStarted, Ready, R
 
 #: The most slots that one worker may have: its notes are laid out once.
 MOST_CHILDREN = 1024
-FIRST_DELAY = 0.1
-LONGEST_DELAY = 30.0
+FIRST_DELAY, LONGEST_DELAY = 0.1, 30.0
 #: How long a child that was retired may take to end, in seconds: for what the application does at its exit.
 RETIRED_SECONDS = 30.0
 #: How often it is looked whether a zygote that was told to end has done so, in seconds.
@@ -116,17 +115,17 @@ class Children:
             try:
                 self.launcher = self._launch()
             except OSError as error:
-                self._zygote_restart_at = now + _backoff(self._zygote_failures)
-                self._zygote_failures += 1
-                logger.error("zygote_not_started", error=str(error), retry_in=round(self._zygote_restart_at - now, 3))
-                return self._zygote_restart_at
+                delay = self._zygote_again(now)
+                logger.error("zygote_not_started", error=str(error), retry_in=delay)
+                return now + delay
             self._zygote_restart_at = None
             self._listener.zygote_started(self.launcher)
-        if not self._zygote_ready:
-            return None
         missing = [slot for slot in self.slots if slot.pipe is None]
+        if not (missing and self._zygote_ready):
+            return None
         due = [slot for slot in missing if self._restart_at.get(slot, 0.0) <= now]
-        for slot in due[: max(0, MOST_STARTS - sum(slot.starting for slot in self.slots))]:
+        unanswered = sum(slot.pipe is not None and slot.process_id is None for slot in self.slots)
+        for slot in due[: max(0, MOST_STARTS - unanswered)]:
             try:
                 slot.open(self.launcher, *self.launcher.start_child(slot.index))
             except (BrokenPipeError, ConnectionResetError):
@@ -136,13 +135,17 @@ class Children:
                 self._not_started(slot, str(error))
             else:
                 self._listener.slot_opened(slot)
-        # Of those that are due already, the next is asked for when one has been started.
         return min((when for slot in missing if (when := self._restart_at.get(slot, 0.0)) > now), default=None)
+
+    def _zygote_again(self, now: float) -> float:
+        """Have another zygote begin, later after each that failed; returns in how many seconds."""
+        delay = _backoff(self._zygote_failures)
+        self._zygote_failures, self._zygote_ready, self._zygote_restart_at = self._zygote_failures + 1, False, now + delay
+        return delay
 
     def _not_started(self, slot: Slot, error: str) -> None:
         """The slot's child could not be started: that is this slot's trouble, and passes."""
-        delay = self._back_off(slot)
-        logger.error("child_not_started", slot=slot.index, error=error, retry_in=delay)
+        logger.error("child_not_started", slot=slot.index, error=error, retry_in=self._back_off(slot))
 
     def _back_off(self, slot: Slot) -> float:
         """Have the slot's next start wait, longer after each that failed; returns for how many seconds."""
@@ -258,8 +261,7 @@ class Children:
         try:
             reports = launcher.reports()
         except msgspec.DecodeError as garbled:
-            hint = "if taskq itself was updated, restart the worker"
-            logger.error("zygote_not_understood", pid=launcher.process.pid, error=str(garbled), help=hint)
+            logger.error("zygote_not_understood", pid=launcher.process.pid, error=str(garbled), help="restart the worker")
             launcher.lost = True
             return
         for report in reports:
@@ -340,10 +342,11 @@ class Children:
 
     def _end_silent_zygotes(self, now: float) -> float | None:
         """Replace the zygotes that leave open for too long what became of a child; returns when to look again, or None."""
-        owing = {slot.zygote for slot in self.slots if slot.zygote is not None and (slot.starting or slot.gone)}
+        unclear = [slot for slot in self.slots if slot.pipe is not None and (slot.process_id is None or slot.ended)]
+        owing = {slot.zygote for slot in unclear if slot.zygote is not None}
         for zygote in self._silence.look(owing, now):
             logger.error("zygote_silent", pid=zygote.process.pid, seconds=SILENT_SECONDS, help="it is killed and replaced")
-            for slot in [slot for slot in self.slots if slot.zygote is zygote and slot.gone]:
+            for slot in [slot for slot in unclear if slot.zygote is zygote and slot.ended]:
                 # It had died before, and its task alone may be to blame for it.
                 self._died(slot, Death(signal=9, circumstances="presumably, since its zygote did not say"))
             self._listener.unwatch(zygote)
@@ -356,10 +359,7 @@ class Children:
             return
         delay = None
         if launcher is self.launcher:
-            delay = _backoff(self._zygote_failures)
-            self._zygote_failures += 1
-            self._zygote_ready = False
-            self._zygote_restart_at = time.monotonic() + delay
+            delay = self._zygote_again(time.monotonic())
         else:
             self._old.remove(launcher)
         launcher.close(0.0)
@@ -387,9 +387,7 @@ class Children:
 
 def _circumstances(slot: Slot) -> str:
     """What is known of a death beside how the process ended."""
-    if slot.stopped_at is None:
-        return ""
-    return f"after it had been stopped for {time.monotonic() - slot.stopped_at:.1f} s"
+    return "" if slot.stopped_at is None else f"after it had been stopped for {time.monotonic() - slot.stopped_at:.1f} s"
 
 
 def _worth(slot: Slot) -> tuple[bool, bool, bool, int]:

@@ -141,16 +141,6 @@ class Slot:
         self.served, self.ready = self.served or self.ready, False
 
     @property
-    def starting(self) -> bool:
-        """Whether the zygote has yet to say that the child was started."""
-        return self.pipe is not None and self.process_id is None
-
-    @property
-    def gone(self) -> bool:
-        """Whether the child has ended, and the zygote has yet to say how."""
-        return self.pipe is not None and self.ended
-
-    @property
     def idle(self) -> bool:
         """Whether the child has nothing before it: not even recalled deliveries, which it has yet to see recalled.
 

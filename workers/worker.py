@@ -61,11 +61,7 @@ def run_worker(spec: str, command_line: dict[str, Any]) -> int:
         return 0
     settings = ready.settings
     log.configure(settings.log_format, settings.log_level)
-    try:
-        make_room(settings.concurrency)
-    except ConfigurationError:
-        launcher.close(0.0)
-        raise
+    make_room(settings.concurrency)
     if register.trouble:
         logger.warning("no_obituaries", error=register.trouble)
     if ready.start_method != settings.start_method:

@@ -33,6 +33,8 @@ from taskq import Attempt, TaskQ
 from tests.apps.traces import gate, pass_gate, trace
 
 app = TaskQ("process")
+#: Whom a task becomes. Only root may become somebody else.
+ANOTHER = os.getuid() or 65_534
 
 
 def import_signals() -> None:
@@ -216,13 +218,13 @@ def do_print_closed() -> None:
 
 
 def do_user() -> None:
-    os.seteuid(65_534)
+    os.seteuid(ANOTHER)
     while True:
         pass
 
 
 def do_group() -> None:
-    os.setegid(65_534)
+    os.setegid(ANOTHER)
     while True:
         pass
 
@@ -255,7 +257,7 @@ def do_garble() -> None:
                 os.write(int(name), b"\xff" * 64)
         except OSError:
             continue
-    time.sleep(30)
+    signal.pause()
 
 
 def do_stop_zygote() -> None:
