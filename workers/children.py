@@ -19,7 +19,7 @@ from typing import Protocol
 import msgspec
 
 from taskq import log
-from taskq.errors import ConfigurationError
+from taskq.errors import ConfigurationError, MessageError
 from taskq.workers.crashes import Blame
 from taskq.workers.descriptors import make_room
 from taskq.workers.launcher import Death, Launcher
@@ -260,7 +260,7 @@ class Children:
         self._silence.heard(launcher)
         try:
             reports = launcher.reports()
-        except msgspec.DecodeError as garbled:
+        except (MessageError, msgspec.DecodeError) as garbled:
             logger.error("zygote_not_understood", pid=launcher.process.pid, error=str(garbled), help="restart the worker")
             launcher.lost = True
             return
