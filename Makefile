@@ -6,21 +6,29 @@ BIN := $(VENV)/bin
 PEERS := .venv-peers
 PIP := -m pip --quiet --disable-pip-version-check --no-input
 RABBITMQ := /usr/lib/rabbitmq/bin/rabbitmq-server
+DEBIAN13 := build/debian13
+# What RabbitMQ 4 is tested with: all that talks to it directly. It always has streams.
+RABBITMQ4_TESTS := tests/conformance -k "not sqlite" tests/integration/test_amqp_*.py tests/cases/test_refusals.py \
+	tests/cases/test_rabbitmq4.py \
+	--deselect tests/integration/test_amqp_control.py::test_a_broker_without_streams_does_the_rest
 REDIS := /usr/bin/redis-server
 POSTGRES := $(wildcard /usr/lib/postgresql/*/bin/initdb)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test chaos lint format docs bench rabbitmq redis postgres clean
+.PHONY: help demo test test-rabbitmq4 chaos lint format docs bench rabbitmq redis postgres clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/installed ## See it at work: kills everywhere, nothing lost; under a minute, nothing to start
 	@$(BIN)/taskq demo
 
 test: $(VENV)/installed-for-tests rabbitmq redis postgres lint ## Lint, then run every test
 	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+
+test-rabbitmq4: $(VENV)/installed-for-tests $(DEBIAN13)/installed ## The tests of RabbitMQ on RabbitMQ 4, from Debian 13 in a folder; needs root
+	TEST_RABBITMQ_SYSTEM=$(DEBIAN13) $(BIN)/pytest $(RABBITMQ4_TESTS)
 
 chaos: $(VENV)/installed-for-tests rabbitmq redis ## Break everything at random instants, on both brokers: make chaos SECONDS=120 SEED=1
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),120) $(if $(SEED),--seed $(SEED))
@@ -58,6 +66,10 @@ redis:
 
 postgres:
 	@[ -n "$(POSTGRES)" ] || .ci/debian-package postgresql || true
+
+$(DEBIAN13)/installed:
+	.ci/debian-folder trixie rabbitmq-server $(DEBIAN13)
+	@touch $@
 
 $(VENV)/installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python $(PIP) install --editable .

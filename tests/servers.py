@@ -18,7 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # /usr/sbin/rabbitmq-server switches to the user rabbitmq
+#: The system that RabbitMQ is taken from: this one, or a folder that holds another with another version, where we are root.
+SYSTEM = Path(os.environ.get("TEST_RABBITMQ_SYSTEM", "/")).absolute()
+#: The server in that system. Debian's /usr/sbin/rabbitmq-server would switch to the user rabbitmq.
+SERVER = Path(os.environ.get("TEST_RABBITMQ", "/usr/lib/rabbitmq/bin/rabbitmq-server"))
+#: How to run a command in another system, which needs to see its processes and disks; what is mounted goes with it.
+_ENTER = ("unshare", "--mount", "sh", "-c", 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"')
 START_TIMEOUT = 60.0
 PR_SET_PDEATHSIG = 1
 #: The kernel ties a process to the thread that starts it, so that thread has to live as long as the tests.
@@ -70,12 +75,15 @@ class RabbitMQ:
         environment: Mapping[str, str] | None = None,
         frugal: bool = True,
     ) -> None:
-        if not SERVER.exists():
-            raise RuntimeError(f"{SERVER} is missing: install RabbitMQ with `apt-get install rabbitmq-server`")
+        if not (SYSTEM / SERVER.relative_to("/")).exists():
+            raise RuntimeError(f"{SERVER} is missing in {SYSTEM}: install RabbitMQ with `apt-get install rabbitmq-server`")
         # One scheduler and no busy waiting: the tests share few cores with the server. Not for measuring.
         self._arguments = "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none -start_epmd false" if frugal else "-start_epmd false"
-        self._folder = tempfile.TemporaryDirectory(prefix="rabbitmq-")
+        another = Path("/") != SYSTEM
+        self._folder = tempfile.TemporaryDirectory(prefix="rabbitmq-", dir=SYSTEM / "tmp" if another else None)
         self.folder = Path(self._folder.name)
+        self._enter = [*_ENTER, str(SYSTEM)] if another else []
+        self._own_folder = f"/tmp/{self.folder.name}" if another else str(self.folder)
         self.port = free_port()
         self.tls_port = free_port()
         self._epmd_port = free_port()
@@ -83,6 +91,7 @@ class RabbitMQ:
         self._epmd: subprocess.Popen[bytes] | None = None
         self._server: subprocess.Popen[bytes] | None = None
         self._extra = dict(environment or {})
+        self._has_tls = tls is not None
         self._write_files(config, tls, rabbit)
 
     @property
@@ -145,7 +154,7 @@ class RabbitMQ:
 
     def control(self, *arguments: str) -> str:
         """Run rabbitmqctl against this node; returns what it prints."""
-        command = [str(SERVER.with_name("rabbitmqctl")), *arguments]
+        command = [*self._enter, str(SERVER.with_name("rabbitmqctl")), *arguments]
         done = subprocess.run(command, env=self._environment(), capture_output=True, text=True, timeout=60, check=False)
         if done.returncode:
             raise RuntimeError(f"rabbitmqctl {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
@@ -157,9 +166,12 @@ class RabbitMQ:
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1) as client:
                 client.sendall(b"AMQP\x00\x00\x09\x01")
-                return client.recv(1) == b"\x01"
+                answered = client.recv(1) == b"\x01"
+            if self._has_tls:
+                socket.create_connection(("127.0.0.1", self.tls_port), timeout=1).close()
         except OSError:
             return False
+        return answered
 
     def _write_files(self, config: Sequence[str], tls: Mapping[str, Path] | None, rabbit: str) -> None:
         lines = [
@@ -173,7 +185,9 @@ class RabbitMQ:
         ]
         if tls is not None:
             lines.append(f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}")
-            lines += [f"ssl_options.{name} = {path}" for name, path in tls.items()]
+            for name, path in tls.items():
+                (self.folder / name).write_bytes(path.read_bytes())
+                lines.append(f"ssl_options.{name} = {self._own_folder}/{name}")
         (self.folder / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
         # What a level of the delays could not pass on while the node started is tried again after this time, three minutes
         # by default.
@@ -187,7 +201,7 @@ class RabbitMQ:
         cookie.chmod(0o400)
 
     def _environment(self, **extra: str) -> dict[str, str]:
-        folder = str(self.folder)
+        folder = self._own_folder
         return {
             "PATH": os.environ.get("PATH", os.defpath),
             "LANG": "C.UTF-8",
@@ -212,7 +226,7 @@ class RabbitMQ:
         with (self.folder / log).open("ab") as output:
             return spawner.submit(
                 subprocess.Popen,
-                command,
+                [*self._enter, *command],
                 cwd=self.folder,
                 env=self._environment(**extra),
                 stdin=subprocess.DEVNULL,

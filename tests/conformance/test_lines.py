@@ -6,12 +6,13 @@ import select
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from taskq.broker import open_caller, open_line
 from taskq.broker.interface import Line
 from taskq.broker.pidbox import COMMANDS, Clock, Mailbox
 from taskq.config import Settings
+from taskq.errors import BrokerError
 from taskq.message import Message
 from tests.conformance.support import only, process, read_line
 from tests.support import Stage, eventually
@@ -93,10 +94,22 @@ def test_nothing_is_left_of_a_listener_that_was_killed(stage: Stage, settings: S
         listener.send_signal(signal.SIGKILL)
         listener.wait()
         posts: list[Message] = []
+
+        def succeed() -> Line | None:
+            line = open_line(settings, "test", 5.0)
+            try:
+                assert sender.listeners(f"{queue}.x") in (None, 0)
+                line.listen(f"{queue}.x", "fanout", f"{queue}.own", "", posts.append)
+            except BrokerError:
+                # the broker has yet to notice
+                line.close()
+                return None
+            return line
+
         # The same name is free again, and what comes now is this one's alone.
-        with line_to(settings) as successor:
-            eventually(lambda: sender.listeners(f"{queue}.x") in (None, 0), "nobody listens")
-            successor.listen(f"{queue}.x", "fanout", f"{queue}.own", "", posts.append)
+        successor = eventually(succeed, "the name is free")
+        assert successor is not None
+        with closing(successor):
             sender.publish(f"{queue}.x", "fanout", "", b"[2]", {})
             heard([sender, successor], [posts], 1)
     assert [post.body for post in posts] == [b"[2]"]
