@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 
@@ -14,6 +15,11 @@ from taskq.message import Message, Publication, dead_letter_queue, trial_queue
 
 #: How long a message may take in a trial, in seconds, and for how long the second one is held back.
 _TRIAL, _DELAY = 5.0, 1.0
+#: Only one policy holds for a queue, and what a queue says itself cannot be seen to have been changed by one.
+_NO_LIMIT = (
+    "rabbitmqctl set_policy --apply-to queues taskq-dead '{pattern}' '{{\"delivery-limit\": 2147483647}}' "
+    "(a policy does not end this warning), or delete the queue once it is empty, and it is declared anew with a limit"
+)
 #: What quorum queues need to pass messages on without a loss.
 _OLDEST_RABBITMQ = (3, 10)
 
@@ -43,10 +49,13 @@ def queues(patient: Patient) -> Iterator[Finding]:
     missing = []
     for name in patient.app.queue_names():
         try:
-            publisher.verify(name)
+            unlimited = publisher.verify(name)
         except QueueMismatch as failure:
             yield error("queues", str(failure), "until then, neither calls nor workers can use it")
             continue
+        for queue in unlimited:
+            text = f"queue {queue!r} has no delivery limit of its own: RabbitMQ 4 deletes what was looked at 20 times"
+            yield warning("queues", text, _NO_LIMIT.format(pattern=f"^{re.escape(queue)}$"))
         stats, dead = publisher.stats(name), publisher.depth(dead_letter_queue(name))
         if stats is None:
             missing.append(name)
@@ -57,6 +66,9 @@ def queues(patient: Patient) -> Iterator[Finding]:
         yield ok("queues", f"queue {name!r} is declared as it should be, {stats.ready} ready{oldest}")
         if dead:
             yield warning("queues", f"queue {name!r} has {dead} dead letters", f"taskq dead list {name}")
+    if not patient.embedded and patient.settings.queue_type == "classic":
+        text = "RabbitMQ itself drops what a Celery client sent with expires= and nobody took in time, and nobody is told"
+        yield ok("queues", f"classic queues: {text}, unless a policy hands it to the workers: see 'expires' in docs/celery.md")
     if missing:
         yield ok("queues", f"not there yet: {', '.join(missing)}; the first call or worker declares them")
 

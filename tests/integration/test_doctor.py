@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -222,6 +223,21 @@ def test_a_queue_with_other_arguments(amqp_stage: Stage, somebody_elses: str) ->
     assert text.startswith(f"queue {somebody_elses!r} on amqp://guest:***@")
     assert of(findings, "publishing", "ok"), "the others go on"
     assert not of(examined(amqp_stage, queue_type="classic"), "queues", "error")
+
+
+def test_a_dead_letter_queue_without_a_delivery_limit(rabbitmq: RabbitMQ, amqp_stage: Stage) -> None:
+    """As an earlier taskq declared it: used as it is, and RabbitMQ 4 deletes what is looked at there."""
+    dead = dead_letter_queue(amqp_stage.queue)
+    with kombu.Connection(amqp_stage.broker) as connection, connection.channel() as channel:
+        channel.queue_declare(dead, durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"})
+    amqp_stage.client().send_task("add", [1, 2])
+    findings = [finding for finding in examined(amqp_stage) if "delivery limit" in finding["text"]]
+    assert [(finding["level"], finding["check"]) for finding in findings] == [("warning", "queues")]
+    mend = str(findings[0]["mend"])
+    words = shlex.split(mend.partition(" (")[0])
+    assert words[0] == "rabbitmqctl"
+    rabbitmq.control(*words[1:])
+    rabbitmq.control("clear_policy", words[words.index("queues") + 1])
 
 
 def test_a_broker_that_takes_no_messages(rabbitmq: RabbitMQ, amqp_stage: Stage) -> None:

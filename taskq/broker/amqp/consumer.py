@@ -27,7 +27,7 @@ from taskq.broker.amqp.delivered import Delivered
 from taskq.broker.amqp.outbox import Outbox, Receipt
 from taskq.broker.amqp.renewal import RENEW, Renewals, came_from_held
 from taskq.broker.amqp.subscription import Subscription
-from taskq.broker.amqp.topology import Topology, lacks_limit, lines, refusal
+from taskq.broker.amqp.topology import Topology, lines, met, refusal
 from taskq.broker.amqp.transport import Connection
 from taskq.broker.amqp.window import Window
 from taskq.broker.interface import Delivery
@@ -79,7 +79,7 @@ class AmqpConsumer:
             consuming, publishing = self._connections
             topology = self._declare(consuming)
             channel = self._channel = topology.channel
-            self._outbox = Outbox(publishing, self._settings, topology.as_they_are)
+            self._outbox = Outbox(publishing, self._settings)
             self._held = Renewals(channel, topology, self._outbox, self._renew)
             self._read_controls(consuming, deadline)
         except BROKEN as error:
@@ -101,19 +101,16 @@ class AmqpConsumer:
             # A follow-up of any of its messages may have to wait: better no worker than one that cannot settle.
             check_queue(queue)
             check_delay(queue)
-        as_they_are: frozenset[str] = frozenset()
         while True:
-            topology = Topology(connection.channel(), self._settings, as_they_are)
+            topology = Topology(connection.channel(), self._settings)
             try:
                 for queue in self._queues:
                     topology.declare(queue)
                 # the answer to one question comes after all the declarations
                 topology.channel.queue_declare(self._queues[0], passive=True)
             except PreconditionFailed as error:
-                queue_without = lacks_limit(error)
-                if queue_without is None or queue_without in as_they_are:
+                if not met(error, self._settings):
                     raise
-                as_they_are |= {queue_without}
             else:
                 return topology
 

@@ -22,7 +22,7 @@ from taskq import log
 from taskq.broker.amqp.checks import FRAME_OVERHEAD, check_name, check_route, too_large
 from taskq.broker.amqp.delivered import Outgoing
 from taskq.broker.amqp.properties import named
-from taskq.broker.amqp.topology import Topology, lacks_limit, publication_refusal
+from taskq.broker.amqp.topology import Topology, met, publication_refusal
 from taskq.broker.amqp.transport import Connection
 from taskq.config import Settings, masked
 from taskq.errors import BrokerError, PublishRejected, Unroutable
@@ -65,11 +65,10 @@ class Outbox:
     that come after it, each with its messages.
     """
 
-    def __init__(self, connection: Connection, settings: Settings, as_they_are: frozenset[str] = frozenset()) -> None:
+    def __init__(self, connection: Connection, settings: Settings) -> None:
         self._url = masked(settings.broker)
         self._settings = settings
         self._connection = connection
-        self._as_they_are = as_they_are
         self._alone: Receipt | None = None
         self._waiting: deque[list[Any]] = deque()
         self._open()
@@ -79,7 +78,7 @@ class Outbox:
         channel.on_refused = self._closed
         channel.request_open()
         self._channel = channel
-        self._topology = Topology(channel, self._settings, self._as_they_are)
+        self._topology = Topology(channel, self._settings)
         # without a limit: what is on its way at once is the caller's choice, who must not wait here
         self._batch = channel.create_publish_batch(max_size=2**62)
         self._batch.on_answer = self._answered
@@ -151,11 +150,7 @@ class Outbox:
     def _closed(self, error: Exception) -> None:
         """The broker has closed the channel: go on with another one."""
         unanswered, alone = self._channel.unanswered, self._alone
-        queue = lacks_limit(error)
-        if queue is not None and queue not in self._as_they_are:
-            logger.info("queue_without_delivery_limit", queue=queue, hint="taskq doctor says what to do")
-            self._as_they_are |= {queue}
-        elif alone is not None:
+        if not met(error, self._settings) and alone is not None:
             # whatever still has no answer belongs to this one
             alone.refused = publication_refusal(error, self._settings)
             unanswered = []

@@ -115,18 +115,22 @@ class AmqpSession:
 
         Returns those that are used as they are, without the delivery limit that they would be declared with.
         """
-        there = [name for name in company(queue) if self._count(name) is not None]
-        return tuple(name for name in there if not self._ask(name, self._has_limit))
+        lacking = []
+        for name in company(queue):
+            mismatch = None if self._count(name) is None else self._ask(name, self._mismatch)
+            if mismatch is not None:
+                if lacks_limit(mismatch) is None:
+                    raise refusal(mismatch, self._settings) from mismatch
+                lacking.append(name)
+        return tuple(lacking)
 
-    def _has_limit(self, channel: Any, queue: str) -> bool:
+    def _mismatch(self, channel: Any, queue: str) -> PreconditionFailed | None:
         arguments = queue_arguments(queue, self._settings)
         try:
             channel.queue_declare(queue, durable=True, auto_delete=False, arguments=arguments)
         except PreconditionFailed as error:
-            if lacks_limit(error) is None:
-                raise
-            return False
-        return True
+            return error
+        return None
 
     def delete(self, queue: str) -> None:
         """Delete the queue, its lane and its dead-letter queue with what is in them."""
@@ -148,7 +152,11 @@ class AmqpSession:
         def publish(publication: Publication) -> None:
             self.publish([publication], time.monotonic() + self._settings.publish_timeout)
 
-        return AmqpLetters(self._connection, queue, self._count(queue) or 0, publish, self._guard)
+        def limited() -> bool:
+            mismatch = self._ask(queue, self._mismatch)
+            return mismatch is None or lacks_limit(mismatch) is None
+
+        return AmqpLetters(self._connection, queue, self._count(queue) or 0, publish, self._guard, limited)
 
     def control(self, control: Control, deadline: float) -> None:
         """Keep the entry durably and hand it to every worker, now and later.

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from amqp import exceptions, spec
@@ -136,16 +136,22 @@ def _held_arguments(queue: str) -> Mapping[str, Any]:
     }
 
 
-class Topology:
-    """What one channel has declared so far; each declaration is sent once per channel.
+@cache
+def as_they_are(broker: str) -> set[str]:  # noqa: ARG001  # the key
+    """The dead-letter queues of an earlier taskq that this process has met on the broker: these are declared no more.
 
-    ``as_they_are`` are queues that exist, and that are used although they would be declared otherwise today.
+    Kept for the process, because to meet one costs its channel, and what is on its way there is sent twice.
     """
+    return set()
 
-    def __init__(self, channel: Any, settings: Settings, as_they_are: frozenset[str] = frozenset()) -> None:
+
+class Topology:
+    """What one channel has declared so far; each declaration is sent once per channel."""
+
+    def __init__(self, channel: Any, settings: Settings) -> None:
         self.channel = channel
-        self.as_they_are = as_they_are
         self._settings = settings
+        self._as_they_are = as_they_are(settings.broker)
         self._queues: set[str] = set()
         self._delayed: set[str] = set()
         self._levels = False
@@ -156,7 +162,7 @@ class Topology:
             return
         names = company(queue)
         for name in names:
-            if name not in self.as_they_are:
+            if name not in self._as_they_are:
                 self.channel.queue_declare(
                     name, durable=True, auto_delete=False, nowait=True, arguments=queue_arguments(name, self._settings)
                 )
@@ -165,6 +171,7 @@ class Topology:
     def forget(self, queue: str) -> None:
         """The broker does not know the queue any more: declare it again when it is needed again."""
         self._queues.difference_update(company(queue))
+        self._as_they_are.difference_update(company(queue))
         self._delayed.discard(queue)
         self._levels = False
 
@@ -219,12 +226,21 @@ def company(queue: str) -> tuple[str, ...]:
 def lacks_limit(error: Exception) -> str | None:
     """The dead-letter queue that a declaration was refused for because it has another delivery limit, or none.
 
-    Queues of an earlier taskq have none. That is no reason not to use them: ``doctor`` tells what to do.
+    Those of an earlier taskq have none. That is no reason not to use them: ``doctor`` tells what to do.
     """
     found = _mismatch(error)
     if found is not None and found["argument"] == "x-delivery-limit" and is_dead_letter_queue(found["queue"]):
         return str(found["queue"])
     return None
+
+
+def met(error: Exception, settings: Settings) -> bool:
+    """Whether the declaration was refused for that reason alone; it is not sent again."""
+    queue = lacks_limit(error)
+    if queue is None or queue in as_they_are(settings.broker):
+        return False
+    as_they_are(settings.broker).add(queue)
+    return True
 
 
 def refusal(error: Exception, settings: Settings) -> BrokerError:
