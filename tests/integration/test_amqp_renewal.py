@@ -13,8 +13,9 @@ import kombu
 import pytest
 from amqp.exceptions import NotFound
 
+from taskq.broker.amqp.checks import FRAME_MAX, FRAME_OVERHEAD
 from taskq.broker.amqp.consumer import AmqpConsumer
-from taskq.broker.amqp.properties import decode
+from taskq.broker.amqp.properties import decode, encode, named
 from taskq.broker.interface import Delivery
 from taskq.errors import ConnectionLost
 from taskq.message import Publication
@@ -23,6 +24,7 @@ from tests.integration.amqp_support import (
     BOTH_TYPES,
     consuming,
     message,
+    publications,
     put,
     receive,
     run_until,
@@ -220,3 +222,28 @@ def test_without_renewal_the_node_would_close_the_channel(impatient: RabbitMQ, q
         receive(consumer, 1)
         with pytest.raises(ConnectionLost, match="timeout"):
             hold_for(consumer, 10)
+
+
+def test_what_somebody_else_puts_into_a_held_queue_goes_on(rabbitmq: RabbitMQ, queue: str) -> None:
+    put(rabbitmq, queue, 1)
+    with holding(rabbitmq, queue, 5, 0.1) as consumer:
+        held = receive(consumer, 1)
+        run_until(consumer, lambda: not consumer.receive() and renewed(held))
+        with kombu.Connection(rabbitmq.url) as connection, connection.channel() as channel:
+            for headers in ({}, {"tq-renewal": "x"}, {"tq-renewal": [1]}):
+                kombu.Producer(channel).publish(b"foreign", routing_key=held_queue_of(held[0]), headers=headers)
+        assert [delivery.body for delivery in receive(consumer, 3)] == [b"foreign"] * 3
+
+
+def test_headers_that_have_no_room_for_a_renewal(rabbitmq: RabbitMQ, queue: str) -> None:
+    sent = message(x="")
+    full = sent.with_headers(x="h" * (FRAME_MAX - FRAME_OVERHEAD - len(encode(named(sent)))))
+    with session_of(rabbitmq) as session:
+        session.publish([Publication(queue, full), *publications(queue, 1)], time.monotonic() + 10)
+    with holding(rabbitmq, queue, 2, 0.1) as consumer:
+        large, other = receive(consumer, 2)
+        run_until(consumer, lambda: not consumer.receive() and renewed([other]))
+        assert not renewed([large])
+        for delivery in (large, other):
+            consumer.ack(delivery)
+        assert settle_down(consumer) == []

@@ -159,12 +159,14 @@ class Renewals:
 
     def _on_copy(self, copy: Delivered) -> None:
         try:
-            number = decode(copy.raw_properties, b"").headers[RENEWAL]
-            renewal = self._under_way.get(number)
-        except (MessageError, LookupError, TypeError):
-            # Not ours: as what is left behind in a held queue, it goes on to the lane.
+            number = decode(copy.raw_properties, b"").headers.get(RENEWAL)
+        except MessageError:
+            number = None
+        if not isinstance(number, int):
+            # Somebody else's: it goes on to the lane, as what is left behind in a held queue does.
             self._channel.basic_reject(copy.delivery_tag, requeue=False)
             return
+        renewal = self._under_way.get(number)
         if renewal is None:
             copy.ack()
         else:
