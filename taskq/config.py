@@ -199,20 +199,6 @@ _ABOVE_ZERO = (
     "prefetch",
     "delivery_limit",
 )
-_FROM_ZERO = (
-    "concurrency",
-    "grace",
-    "unknown_task_ttl",
-    "queue_max_priority",
-    "heartbeat",
-    "time_limit",
-    "soft_time_limit",
-    "memory_limit",
-    "max_memory_per_child",
-    "max_tasks_per_child",
-)
-
-
 #: What the protocols have room for, and clocks can still add up to.
 _MOST: Mapping[str, int] = {
     "concurrency": 1024,
@@ -251,16 +237,14 @@ def _checked(values: dict[str, Any], sources: dict[str, Source]) -> Settings:
 
 
 def _check_ranges(values: Mapping[str, Any]) -> None:
-    for name in _ABOVE_ZERO:
-        if values[name] <= 0:
-            raise ConfigurationError(f"{name} must be above 0, not {values[name]}")
-    for name in _FROM_ZERO:
-        if values[name] < 0:
-            raise ConfigurationError(f"{name} must not be negative, not {values[name]}")
-    for name, wanted in _TYPES.items():
-        most = _MOST.get(name) or _MOST_OF.get(wanted)
-        if most is not None and values[name] > most:
-            raise ConfigurationError(f"{name} must be {most} at most, not {values[name]}")
+    for name in (name for name, wanted in _TYPES.items() if wanted in _MOST_OF):
+        value, most = values[name], _MOST.get(name) or _MOST_OF[_TYPES[name]]
+        if value <= 0 and name in _ABOVE_ZERO:
+            raise ConfigurationError(f"{name} must be above 0, not {value}")
+        if value < 0:
+            raise ConfigurationError(f"{name} must not be negative, not {value}")
+        if value > most:
+            raise ConfigurationError(f"{name} must be {most} at most, not {value}")
     if not values["default_queue"]:
         raise ConfigurationError("default_queue must not be empty")
 

@@ -16,8 +16,6 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-import msgspec
-
 from taskq import log
 from taskq.errors import ConfigurationError, MessageError
 from taskq.workers.crashes import Blame
@@ -260,7 +258,7 @@ class Children:
         self._silence.heard(launcher)
         try:
             reports = launcher.reports()
-        except (MessageError, msgspec.DecodeError) as garbled:
+        except MessageError as garbled:
             logger.error("zygote_not_understood", pid=launcher.process.pid, error=str(garbled), help="restart the worker")
             launcher.lost = True
             return

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from taskq import log
-from taskq.broker.interface import Decode, Delivery
+from taskq.broker.interface import Delivery
 from taskq.config import Settings
 from taskq.control import Control
 from taskq.workers.beginnings import Beginnings
@@ -49,9 +49,8 @@ class Custody:
         slots: Sequence[Slot],
         settler: Settler,
         settings: Settings,
-        read: Decode,
         identify: Callable[[bytes], str | None],
-        begun: Callable[[str], bool],
+        begun_of: Callable[[Sequence[str]], set[str]],
         coroner: Coroner,
     ) -> None:
         self.slots = slots
@@ -64,10 +63,10 @@ class Custody:
         #: Whether the delivery will come back orphaned should this worker die now; the consumer's, once there is one.
         self.secure: Callable[[Delivery], bool] = lambda _: False
         self._coroner = coroner
-        self._returns = Returns(settler, coroner, read, identify, begun)
+        self._returns = Returns(settler, coroner, identify, begun_of)
         self.limbo = self._returns.limbo
         self.returned = self._returns.waiting
-        self.message = self._returns.message
+        self.message = settler.last_resort.message
         self._draining = False
         self.beginnings = Beginnings(settler, slots)
         self._last_number = 0
@@ -210,6 +209,7 @@ class Custody:
         condemned = slot.condemned
         if self.settler.forget_beginning(victim) or (condemned is not None and condemned.number != number):
             # It had yet to begin, or the one that its child was killed for had just ended: this one is innocent.
+            self.beginnings.give_up(victim)
             self._return([victim])
             return
         seconds, terms = max(0.0, time.monotonic() - slot.note.started), slot.note.terms()
@@ -365,6 +365,7 @@ class Custody:
                 # It must not begin: its message may be with another worker already.
                 slot, number = settlement.asked
                 slot.answer(number, False)
+                self.beginnings.give_up(settlement.delivery)
             elif settlement.outcome.event == "given back":
                 self.limbo.unbegun(settlement.delivery)
             else:

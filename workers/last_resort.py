@@ -9,7 +9,7 @@ from __future__ import annotations
 from taskq import log
 from taskq.broker.interface import Decode, Delivery
 from taskq.config import Settings
-from taskq.errors import MessageError, RecordRefused
+from taskq.errors import BrokerError, DatabaseError, MessageError, RecordRefused
 from taskq.launch import Route
 from taskq.message import Message, undecodable
 from taskq.workers.ending import ended_badly
@@ -36,7 +36,7 @@ class LastResort:
         ``followed`` says that what follows the task was published already: then only its chord has yet to hear of its end.
         """
         reason, detail = _reason(error), in_words(error)
-        message = self._message(delivery)
+        message = self.message(delivery)
         about = {"task_id": _name(message.headers.get("id")), "task": _name(message.headers.get("task"))}
         logger.error("task_dead_lettered", **about, queue=delivery.queue, reason=reason, detail=detail, tries=tries)
         described = failure("DeadLettered", [f"{reason}: {detail}"])
@@ -50,7 +50,8 @@ class LastResort:
         bare = Message(headers=headers, body=b"" if tries > 1 else delivery.body)
         return self._letter(delivery.queue, bare, reason, detail)
 
-    def _message(self, delivery: Delivery) -> Message:
+    def message(self, delivery: Delivery) -> Message:
+        """The message, decoded; or what there is of it."""
         try:
             return self._read(delivery.properties, delivery.body)
         except MessageError:
@@ -64,6 +65,11 @@ class LastResort:
 
 def _reason(error: Exception) -> str:
     return "result refused" if isinstance(error, RecordRefused) else "cannot be settled"
+
+
+def concerns_all(error: Exception) -> bool:
+    """Whether it is not of what was to be settled, but of what it is settled with: a broken file never is the task's."""
+    return isinstance(error, DatabaseError) or (isinstance(error, BrokerError) and error.passing)
 
 
 def in_words(error: Exception) -> str:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from taskq import log
-from taskq.broker.interface import Decode, Delivery
-from taskq.errors import BrokerError, MessageError
-from taskq.message import Message, undecodable
+from taskq.broker.interface import Delivery
+from taskq.errors import BrokerError
+from taskq.message import Message
 from taskq.results.store import Record
 from taskq.workers.crashes import Coroner
 from taskq.workers.limbo import Ended, Limbo, Return
@@ -43,22 +43,20 @@ class Judgement(NamedTuple):
 
 
 class Returns:
-    """Those of one worker. ``waiting`` are yet to be judged, oldest first; ``begun`` asks the run journals."""
+    """Those of one worker. ``waiting`` are yet to be judged, oldest first; ``begun_of`` asks the run journals."""
 
     def __init__(
         self,
         settler: Settler,
         coroner: Coroner,
-        read: Decode,
         identify: Callable[[bytes], str | None],
-        begun: Callable[[str], bool],
+        begun_of: Callable[[Sequence[str]], set[str]],
     ) -> None:
         self.waiting: deque[Delivery] = deque()
         self.limbo = Limbo(identify)
         self._settler = settler
         self._coroner = coroner
-        self._read = read
-        self._begun = begun
+        self._begun_of = begun_of
         self._connection_lost_at = -OUTAGE_SECONDS
 
     def lose_connection(self, now: float) -> None:
@@ -81,7 +79,8 @@ class Returns:
                     strangers.append(delivery)
         if not strangers:
             return
-        messages = [self.message(delivery) for delivery in strangers]
+        messages = [self._settler.last_resort.message(delivery) for delivery in strangers]
+        ids = [task_id for message in messages if isinstance(task_id := message.headers.get("id"), str)]
         try:
             records = self._records(messages)
         except BrokerError as error:
@@ -91,14 +90,14 @@ class Returns:
             return
         # Where our own connection has just broken, so may that of whoever had it, and no worker need have died.
         blinked = time.monotonic() <= self._connection_lost_at + OUTAGE_SECONDS
+        begun = self._begun_of(ids)
         for delivery, message, record in zip(strangers, messages, records, strict=True):
-            yield Judgement(delivery, self._decide(delivery, message, record, blinked=blinked), stranger=True)
-
-    def _decide(self, delivery: Delivery, message: Message, record: Record | None, *, blinked: bool) -> Outcome:
-        try:
             task_id = message.headers.get("id")
-            begun = isinstance(task_id, str) and self._begun(task_id)
-            orphaned = delivery.orphaned and not blinked
+            facts = {"orphaned": delivery.orphaned and not blinked, "begun": isinstance(task_id, str) and task_id in begun}
+            yield Judgement(delivery, self._decide(delivery, message, record, **facts), stranger=True)
+
+    def _decide(self, delivery: Delivery, message: Message, record: Record | None, *, orphaned: bool, begun: bool) -> Outcome:
+        try:
             return self._coroner.came_back(delivery.queue, message, orphaned=orphaned, begun=begun, record=record)
         except Exception as error:  # noqa: BLE001  # whatever it holds, it must not keep the others from being judged
             return self._settler.last_resort.dead_letter(delivery, error)
@@ -119,10 +118,3 @@ class Returns:
                 return [None]
             return [record for message in messages for record in self._records([message])]
         return [found.get(message.headers.get("id", "")) for message in messages]
-
-    def message(self, delivery: Delivery) -> Message:
-        """The message, decoded: only for what must be published again, and for rare questions."""
-        try:
-            return self._read(delivery.properties, delivery.body)
-        except MessageError:
-            return undecodable(delivery.body)

@@ -23,14 +23,14 @@ from collections.abc import Sequence
 
 from taskq import log
 from taskq.broker.interface import Consumer, Delivery
-from taskq.errors import BrokerError, ConnectionLost, DatabaseError, PublishRejected, TaskqError
+from taskq.errors import BrokerError, ConnectionLost, PublishRejected, TaskqError
 from taskq.launch import Member
 from taskq.message import TICK, TICK_COPY, Message, Publication
-from taskq.results.ledger import may_run
 from taskq.results.rpc import reply
 from taskq.results.store import Gathering, Record, ResultStore
 from taskq.workers.ending import chord_ended
-from taskq.workers.last_resort import LastResort, in_words
+from taskq.workers.last_resort import LastResort, concerns_all, in_words
+from taskq.workers.leave import may_tick, without_leave
 from taskq.workers.outcome import Flow, Outcome
 from taskq.workers.settlement import Answer, Question, Settlement
 from taskq.workers.slot import Slot
@@ -144,7 +144,7 @@ class Settler:
                 # One transaction, and it was rolled back as a whole.
                 for settlement in batch:
                     settlement.begin_anew()
-            if _concerns_all(error) and not self._proven:
+            if concerns_all(error) and not self._proven:
                 raise
             if len(batch) > 1:
                 middle = len(batch) // 2
@@ -152,7 +152,7 @@ class Settler:
                 self._settle(consumer, batch[middle:], now)
             elif batch:
                 # What two in a row meet is no trouble of theirs.
-                self._proven = self._proven and not _concerns_all(error)
+                self._proven = self._proven and not concerns_all(error)
                 self._fail(batch[0], error, now, of_chord=of_chord)
             else:
                 logger.warning("beginnings_not_recorded", error=in_words(error))
@@ -170,7 +170,7 @@ class Settler:
                 finished += [settlement for settlement in done if not settlement.stages]
             self._close([member.part.chord for settlement in finished for member in settlement.members])
             for settlement in finished:
-                if (settlement.asked is None or settlement.denied) and not settlement.acked:
+                if settlement.asked is None and not settlement.acked:
                     consumer.ack(settlement.delivery)
                     settlement.acked = True
         self.withdrawn.clear()
@@ -178,7 +178,10 @@ class Settler:
         now = time.monotonic()
         for settlement in finished:
             if settlement.asked is not None:
-                self.answers.append(Answer(*settlement.asked, granted=not settlement.denied, settled=settlement.denied))
+                granted = settlement.leave == "granted"
+                self.answers.append(Answer(*settlement.asked, granted=granted, settled=not granted))
+                if not granted:
+                    self.add(settlement.delivery, without_leave(settlement, self.last_resort))
             else:
                 self.vitals.settlements.observe(now - settlement.since)
 
@@ -232,21 +235,11 @@ class Settler:
             logger.error("broker_failed", error=str(error), unsettled=len(self.settlements))
 
     def _answer(self) -> None:
-        """Tell the copies of ticks whether they may run. Where there is no ledger, they may: no slot must wait for ever."""
+        """Tell the copies of ticks whether they may run."""
         ledger = None if self.store is None else self.store.ledger
         while self.questions:
-            question = self.questions[0]
-            may = True
-            if ledger is not None:
-                try:
-                    may = may_run(ledger, question.tick, question.copy)
-                except Exception as error:  # it must not keep the others from being answered
-                    if _concerns_all(error):
-                        raise
-                    # What no ledger can hold is no tick of a scheduler's: it runs as any message does.
-                    logger.warning("tick_unreadable", queue=question.delivery.queue, error=in_words(error))
-            self.questions.pop(0)
-            self.answers.append(Answer(*question.asked, granted=may))
+            may = may_tick(ledger, self.questions[0])
+            self.answers.append(Answer(*self.questions.pop(0).asked, granted=may))
 
     def _store_notes(self) -> None:
         if self.store is None:
@@ -345,10 +338,8 @@ class Settler:
     def _begin(self, store: ResultStore, asking: Sequence[tuple[Settlement, Record]]) -> None:
         """Record that these begin, where their tasks have not begun. Of a message that was sent twice, one copy runs."""
         leaves = store.begin([begun for _, begun in asking]) if asking else []
-        for (settlement, begun), leave in zip(asking, leaves, strict=True):
-            settlement.denied = leave != "granted"
-            if settlement.denied:
-                logger.warning("duplicate_dropped", task_id=begun.id, queue=settlement.delivery.queue, why=leave)
+        for (settlement, _), leave in zip(asking, leaves, strict=True):
+            settlement.leave = leave
 
     def _count(self, members: Sequence[Member]) -> list[Gathering]:
         """Count these members of chords, which have ended; returns how their chords stand."""
@@ -389,11 +380,6 @@ class Settler:
         for settlement in lost:
             settlement.breaks += refused and settlement.receipt is not None
         return lost
-
-
-def _concerns_all(error: Exception) -> bool:
-    """Whether it is not of what was to be settled, but of what it is settled with: a broken file never is the task's."""
-    return isinstance(error, DatabaseError) or (isinstance(error, BrokerError) and error.passing)
 
 
 def _ask_again(member: Member) -> Outcome:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from taskq.broker.interface import Delivery, Receipt
 from taskq.launch import Member
+from taskq.results.store import Leave
 from taskq.workers.outcome import Outcome
 from taskq.workers.slot import Slot
 
@@ -17,9 +18,11 @@ class Settlement:
     ``since`` is when it came about, and ``published_at`` when its follow-ups went out, in monotonic seconds.
 
     With ``asked``, the outcome is a beginning that this slot's child asks leave for, under this number: the message stays
-    unacked, unless that is ``denied``. ``stages`` are the outcomes still to take effect: the delivery's own, then those of the
-    chords that it has completed as one of their ``members``. These are closed together at the end: were one closed before what
-    follows it has taken effect, nobody would make up for it. ``chord_failures`` say why their bodies could not be sent.
+    unacked, and ``leave`` is what the backend says.
+
+    ``stages`` are the outcomes still to take effect: the delivery's own, then those of the chords that it has completed as one
+    of their ``members``. These are closed together at the end: were one closed before what follows it has taken effect, nobody
+    would make up for it. ``chord_failures`` say why their bodies could not be sent.
 
     It is not looked at before ``due``. ``failures`` counts what failed of it alone, ``dead_letters`` what was tried in place of
     the outcome, ``breaks`` the connections that the broker closed while what it publishes was under way.
@@ -32,9 +35,9 @@ class Settlement:
         "chord_failures",
         "dead_letters",
         "delivery",
-        "denied",
         "due",
         "failures",
+        "leave",
         "members",
         "outcome",
         "published_at",
@@ -57,7 +60,8 @@ class Settlement:
         """Nothing of it has taken effect."""
         self.stages = [self.outcome]
         self.members: list[Member] = []
-        self.acked = self.denied = False
+        self.acked = False
+        self.leave: Leave = "granted"
         self.await_nothing()
         self.due = 0.0
 

@@ -85,10 +85,9 @@ class Supervisor:
         self.notifier = notifier
         self.rate = Rate(time.monotonic())
         read, identify = broker.decoder(settings), broker.identifier(settings)
-        last_resort = LastResort(settings, worker, read, self.route)
-        self.settler = Settler(None, last_resort, self.vitals, replies=settings.replies)
+        self.settler = Settler(None, LastResort(settings, worker, read, self.route), self.vitals, replies=settings.replies)
         self.coroner = Coroner(settings, worker, self.route)
-        self.custody = Custody(self.slots, self.settler, settings, read, identify, register.begun, self.coroner)
+        self.custody = Custody(self.slots, self.settler, settings, identify, register.begun_of, self.coroner)
         self.limits = Limits(self.slots, settings)
         self.consumer: Consumer | None = None
         self.fatal: TaskqError | None = None

@@ -192,9 +192,8 @@ class Loop:
             [self.slot],
             self.settler,
             self.settings,
-            self.read,
             broker.identifier(self.settings),
-            lambda _: False,
+            lambda _: set(),
             Coroner(self.settings, NAME, route),
         )
         self.custody.secure = self.consumer.secure

@@ -19,6 +19,8 @@ from tests.chaos.tasks import app, endless, flaky, once, poison, relay, work
 #: The mean pause between two calls, in seconds.
 PAUSE = 0.03
 BATCH = 20
+#: How many of the calls that must run once are sent twice.
+COPIED = 0.5
 
 
 class Producer:
@@ -36,7 +38,7 @@ class Producer:
             (3, lambda: [work.s(self.key(), 0.0, "x" * self.chance.randrange(10_000, 200_000))]),
             (4, lambda: [relay.s(self.key(), self.chance.randrange(1, 6))]),
             (4, lambda: [flaky.s(self.key(), self.chance.randrange(1, 4))]),
-            (6, lambda: [once.s(self.key(), self.chance.uniform(0.0, 0.6))]),
+            (12, lambda: [once.s(self.key(), self.chance.uniform(0.0, 0.6))]),
             (0.3, lambda: [endless.s(self.key())]),
             (3, lambda: [work.s(self.key()) for _ in range(BATCH)]),
         ]
@@ -60,6 +62,15 @@ class Producer:
                 trace("confirmed", ids=list(error.confirmed), keys=keys[: len(error.confirmed)], **about)
         else:
             trace("confirmed", ids=[result.id for result in results], keys=keys, **about)
+            if signatures[0].task == "once" and self.chance.random() < COPIED:
+                self.send_copy(signatures[0], results[0].id)
+
+    def send_copy(self, signature: Signature[str], task_id: str) -> None:
+        """The same call again, as a client sends it whose connection broke before the confirmation came."""
+        try:
+            signature.clone().set(task_id=task_id).delay()
+        except BrokerError as error:
+            trace("refused", error=repr(error))
 
     def send_poison(self) -> None:
         """A task that ends its process."""
