@@ -83,6 +83,8 @@ class Task(Generic[P, R]):
     def _read_options(self, options: Mapping[str, Any]) -> None:
         """Take in how calls are sent and, for the worker that runs them, how attempts may end."""
         try:
+            if options.get("expires") is not None:
+                checks.seconds("expires", options["expires"], above=0.0)
             sent: Any = checked({name: options.get(name) for name in ("queue", "priority", "expires", "ignore_result")})
             self.defaults: SendOptions = sent
             self.retry_policy = policy_of(options)

@@ -49,12 +49,12 @@ def test_a_copy_ends_with_the_run_that_was_lost(stage: Stage) -> None:
         with stage.worker(TROUBLE, "-c", "1") as second:
             second.started()
             stage.client().send_task("once", ["never"], task_id=task_id)
-            eventually(lambda: second.logged("copy_waits"), "the copy waits")
+            eventually(lambda: second.logged("duplicate_met", other="taken"), "the copy waits")
             first.send(signal.SIGKILL, group=True)
             first.wait()
             with pytest.raises(WorkerLost):
                 stage.client().result(task_id).get(timeout=20)
-            eventually(lambda: second.logged("copy_dropped"), "the copy ends", 20)
+            eventually(lambda: second.logged("duplicate_met", other="over"), "the copy ends", 20)
             eventually(lambda: nothing_left(stage), "nothing is left")
             assert second.stop() == 0
     assert len(stage.traces("once")) == 1

@@ -73,7 +73,7 @@ def test_a_crontab_of_odd_parts_is_refused(part: Any) -> None:
 
 @pytest.mark.parametrize("name", ["", "x" * 201, "a\nb", "caf\udce9", 5, None, b"x"])
 def test_an_odd_name_is_refused(name: Any) -> None:
-    with pytest.raises(ConfigurationError, match="its name must be"):
+    with pytest.raises(ConfigurationError, match="name"):
         app.schedule(name, timedelta(seconds=1), good.s())
 
 
