@@ -42,6 +42,7 @@ from taskq.serialization import plain_result
 from taskq.step import NOTHING_FOLLOWS, Embed
 from taskq.task import Task, router
 from taskq.workers.call import Arguments, Call, read_arguments, read_call, with_failure
+from taskq.workers.dead_letters import DeadLetters
 from taskq.workers.ending import ended_badly, ended_well, passes_on, read_embed
 from taskq.workers.note import Terms
 from taskq.workers.outcome import SUCCEEDED, Outcome, again, described, ended, record, revoked, with_attempt
@@ -76,7 +77,8 @@ class Executor:
         self._route = router(tasks, settings.default_queue)
         self._results = settings.backend_url is not None
         self._keeps = settings.keeps_results
-        self._verify = Verifier(settings, worker, self._route)
+        self._letters = DeadLetters(settings, worker, self._route)
+        self._verify = Verifier(settings, self._letters)
 
     def __call__(self, delivery: Delivery) -> Outcome | None:
         """Run the delivery's task, or say why not; None if it must not even begin here.
@@ -88,7 +90,7 @@ class Executor:
             message = self._read(delivery.properties, delivery.body)
             outcome = self._decide(delivery, message)
         except MessageError as error:
-            outcome = self._verify.dead_letter(delivery.queue, message, "undecodable", str(error))
+            outcome = self._letters.compose(delivery.queue, message, "undecodable", str(error))
         except (BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
             raise
         except BaseException as error:  # noqa: BLE001  # a fault of ours must cost this task alone, and no process
@@ -107,7 +109,7 @@ class Executor:
 
     def _broken(self, queue: str, message: Message, error: BaseException) -> Outcome:
         logger.error("execution_failed", task_id=message.headers.get("id"), queue=queue, exc_info=error)
-        return self._verify.dead_letter(queue, message, "internal error", f"it could not be handled: {repr_of(error)}")
+        return self._letters.compose(queue, message, "internal error", f"it could not be handled: {repr_of(error)}")
 
     def _decide(self, delivery: Delivery, message: Message) -> Outcome | None:
         """Raises ``MessageError`` for a message that makes no sense."""
@@ -144,7 +146,7 @@ class Executor:
                 return None
         elif call.may_have_begun:
             detail = "its worker vanished, and without a result backend nobody knows whether it had begun"
-            return self._verify.dead_letter(str(attempt.queue), call.message, "lost", detail)
+            return self._letters.compose(str(attempt.queue), call.message, "lost", detail)
         return self._run(task, call, arguments)
 
     def _beginning(self, task: Task[..., Any], call: Call) -> Record | None:
@@ -223,7 +225,7 @@ class Executor:
             return ended_well(outcome, message, embed, plain, self._route)
         except Exception as error:  # noqa: BLE001  # messages say what follows, and can say anything
             detail = f"a follow-up cannot be sent: {text_of(error)}"
-            return self._verify.dead_letter(queue, message, FOLLOW_UP_REFUSED, detail)
+            return self._letters.compose(queue, message, FOLLOW_UP_REFUSED, detail)
 
     def _terms(self, task: Task[..., Any], call: Call) -> Terms:
         """The call's own limits go before the task's, and those before the worker's."""
@@ -265,7 +267,7 @@ class Executor:
         about, text = described(cause), _trace(error, cause)
         end = self._end(task, call, "FAILURE", about, text, message=message)
         detail = f"{attempt.retries} retries, and then {repr_of(cause)}"
-        return self._verify.dead_letter(queue, message, "retries exhausted", detail, described=about, end=end, text=text)
+        return self._letters.compose(queue, message, "retries exhausted", detail, described=about, end=end, text=text)
 
     def _between(self, task: Task[..., Any], call: Call, error: BaseException, message: Message) -> Record | None:
         """What is recorded until the next attempt; the beginning of a task that runs at most once has to stand."""
@@ -296,7 +298,7 @@ class Executor:
                 logger.warning("task_rejected", reason=text_of(error), requeue=True, seconds=round(seconds, 6))
                 return again("rejected", queue, message, delay=REJECT_DELAY)
             case Reject():
-                return self._verify.dead_letter(queue, message, "rejected", text_of(error) or "the task rejected it")
+                return self._letters.compose(queue, message, "rejected", text_of(error) or "the task rejected it")
             case Terminated():
                 return self._revoked(task, call, seconds)
         return None
@@ -365,7 +367,7 @@ class Executor:
         since = float(since) if isinstance(since, (int, float)) and math.isfinite(since) else now
         if now - since >= ttl:
             detail = f"no worker of queue {queue!r} knew task {call.attempt.task!r} for {ttl:g} s"
-            return self._verify.dead_letter(queue, call.message, "unknown task", detail)
+            return self._letters.compose(queue, call.message, "unknown task", detail)
         if UNKNOWN_SINCE not in call.message.headers:
             logger.warning("task_unknown", task_id=call.attempt.id, task=call.attempt.task, queue=queue, dead_letter_after=ttl)
         delay = min(5.0, max(0.2, ttl / 10), max(0.2, since + ttl - now))
