@@ -141,7 +141,6 @@ def test_whatever_is_raised_is_an_outcome_that_can_take_effect(error: BaseExcept
         {"countdown": 1e12},
         {"headers": {"x": "h" * 140_000}},
         {"priority": 5},
-        {"reply_to": 5},
     ],
     ids=str,
 )
