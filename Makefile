@@ -35,6 +35,8 @@ chaos: $(VENV)/installed-for-tests rabbitmq redis ## Break everything at random 
 	$(BIN)/python -m tests.chaos --plague 3 --workers 2 $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.chaos.workflows --whole $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.chaos.workflows --broker rabbitmq --backend redis --celery $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.chaos.fuzz --broker sqlite --messages 10000 $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.chaos.fuzz --broker rabbitmq --messages 10000 $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.chaos.schedules --seconds $(or $(SECONDS),120) --kill-every 5
 
 lint: $(VENV)/installed-for-tests ## Check style and types
