@@ -174,7 +174,7 @@ class Supervisor:
         if slot.blocked != blocked and slot.pipe is not None and not slot.ended:
             self.callbacks.watch_writing(slot.pipe, wanted=slot.blocked)
 
-    def exchange(self, consumer: Consumer, now: float) -> float | None:
+    def exchange(self, consumer: Consumer, now: float) -> float:
         """Settle what has ended, fetch what there is room for; returns when to come back."""
         self.settle(consumer, now)
         window = 0 if self.stopping else self.custody.window
@@ -190,8 +190,8 @@ class Supervisor:
         # Receiving may have brought the confirmations that a settlement waits for.
         self.settle(consumer, now)
         self.custody.limbo.forget_old(now)
-        times = [tick_at, self.settling.again_at or self.settler.due, self.watchdog.due]
-        return min(when for when in times if when is not None)
+        settle_at = self.settling.again_at or self.settler.due
+        return tick_at if settle_at is None else min(tick_at, settle_at)
 
     def receive(self, consumer: Consumer, now: float) -> float:
         """Take in what the broker has to deliver and to say; returns when to do so again."""
@@ -210,7 +210,7 @@ class Supervisor:
             self.receiving.met(error)
             return self.receiving.again_at
         self.receiving.over()
-        return tick_at
+        return tick_at if self.watchdog.due is None else min(tick_at, self.watchdog.due)
 
     def watch_for_deafness(self, delivered: int, now: float) -> None:
         """Where messages wait and slots are free, and nothing comes: connect anew, and if that does not help, give up."""
