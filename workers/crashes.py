@@ -39,6 +39,8 @@ from taskq.workers.outcome import (
     with_attempt,
 )
 
+#: After how many seconds a copy of a message comes again whose task has begun elsewhere, and not ended yet.
+TAKEN_SECONDS = 5.0
 #: From how many unexplained returns on a message is suspected without any proof: connections break more often than workers.
 SUSPICIOUS = 5
 
@@ -140,18 +142,24 @@ class Coroner:
         outcome = ended("revoked", self._record(message, "REVOKED", why) if kept else None, message, "REVOKED", why)
         return ended_badly(outcome, message, why, self._route)
 
-    def came_back(self, queue: str, message: Message, *, orphaned: bool, begun: bool, record: Record | None = None) -> Outcome:
+    def came_back(
+        self,
+        queue: str,
+        message: Message,
+        *,
+        orphaned: bool,
+        begun: bool,
+        record: Record | None = None,
+        running: bool = False,
+    ) -> Outcome:
         """The message came back although nobody gave it back: it may be that the worker that held it died.
 
         ``orphaned`` says that this is certain, ``begun`` that it is known to have run there when that happened, ``record`` is
-        what is recorded of the task. Without any proof, the first returns are put down to the broker.
+        what is recorded of the task, and ``running`` that the process in which it began lives on. Without any proof, the first
+        returns are put down to the broker.
         """
-        if record is not None and _begun_once_by(record) == message.count("retries"):
-            detail = "its worker vanished after the task had begun, and it runs at most once"
-            return self._dead(queue, message, "lost", detail, End(Death()), kind="WorkerLost")
-        if record is not None and record.is_end and _ran_at_most_once(record):
-            # It has ended, and only the ack was lost; or its chord has yet to count it.
-            return counted(Outcome("succeeded"), message, record, self._route)
+        if record is not None and (outcome := self._of_one_run(queue, message, record, running=running and not begun)):
+            return outcome
         proven = orphaned or begun
         if ALONE in message.headers:
             if not proven:
@@ -164,6 +172,19 @@ class Coroner:
         logger.warning("task_suspected", **_about(queue, message), begun=begun, orphaned=orphaned)
         marks = {ALONE: time.time(), SUSPECTED: message.count(SUSPECTED) + begun}
         return again("crashed", queue, message.without(RETURNS), first=True, **marks)
+
+    def _of_one_run(self, queue: str, message: Message, record: Record, *, running: bool) -> Outcome | None:
+        """What the record of a task that runs at most once makes of its message; None where it says nothing of that."""
+        if _begun_once_by(record) == message.count("retries"):
+            if running:
+                # A copy of the message, or its worker lost the connection and not its life: how it ends will be known.
+                return again("delayed", queue, message, delay=TAKEN_SECONDS)
+            detail = "its worker vanished after the task had begun, and it runs at most once"
+            return self._dead(queue, message, "lost", detail, End(Death()), kind="WorkerLost")
+        if record.is_end and _ran_at_most_once(record):
+            # It has ended, and only the ack was lost; or its chord has yet to count it.
+            return counted(Outcome("succeeded"), message, record, self._route)
+        return None
 
     def _timed_out(self, queue: str, message: Message, end: End) -> Outcome:
         delay = end.terms.retry_delay

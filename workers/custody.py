@@ -232,13 +232,14 @@ class Custody:
 
     def _settle(self, delivery: Delivery, outcome: Outcome, microseconds: int = 0) -> None:
         self.settler.tap.ended(delivery, outcome, microseconds)
-        if delivery.tag is None:
-            self.limbo.ended(delivery, outcome)
-            if outcome.record is not None and runs_at_most_once(outcome.record):
-                # Whoever has its message meanwhile takes it for lost, and must find out that it has ended after all.
-                self.settler.note(outcome.record)
-        else:
+        if delivery.tag is not None:
             self.settler.add(delivery, outcome)
+        elif outcome.record is not None and runs_at_most_once(outcome.record):
+            # Its end takes effect without its message, which others may have meanwhile: they find that it is over.
+            self.limbo.forget(delivery)
+            self.settler.add(delivery, outcome)
+        else:
+            self.limbo.ended(delivery, outcome)
 
     def _place(self, delivery: Delivery) -> None:
         """The delivery waits for a child from here on."""
@@ -366,6 +367,8 @@ class Custody:
                 slot, number = settlement.asked
                 slot.answer(number, False)
                 self.beginnings.give_up(settlement.delivery)
+            elif settlement.delivery.tag is None:
+                self.settler.add(settlement.delivery, settlement.outcome, breaks=settlement.breaks)
             elif settlement.outcome.event == "given back":
                 self.limbo.unbegun(settlement.delivery)
             else:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from taskq import log
 from taskq.results.ledger import Ledger, may_run
+from taskq.workers.crashes import TAKEN_SECONDS
 from taskq.workers.last_resort import LastResort, concerns_all, in_words
 from taskq.workers.outcome import Outcome, again
 from taskq.workers.settlement import Question, Settlement
-
-#: After how many seconds a copy of a message comes again whose task has begun elsewhere, and not ended yet.
-TAKEN_SECONDS = 5.0
 
 logger = log.get_logger("taskq.settle")
 

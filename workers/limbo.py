@@ -71,6 +71,11 @@ class Limbo:
             self._orphans.pop(task_id, None)
             self._ends[task_id] = Ended(outcome, breaks, time.monotonic())
 
+    def forget(self, delivery: Delivery) -> None:
+        """The delivery ended here, and nobody needs to wait for its message."""
+        if task_id := self._identify(delivery.properties):
+            self._orphans.pop(task_id, None)
+
     def claim(self, delivery: Delivery) -> Return | Ended:
         """A message came back: what it is, or the outcome that has waited for it."""
         if not (self._orphans or self._ends or self._unbegun):

@@ -7,6 +7,8 @@ outage a thousand come back at once, and the loop must not be held up by them.
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +16,7 @@ from typing import NamedTuple
 
 from taskq import log
 from taskq.broker.interface import Delivery
-from taskq.errors import BrokerError
+from taskq.errors import BrokerError, MessageError
 from taskq.message import Message
 from taskq.results.store import Record
 from taskq.workers.crashes import Coroner
@@ -98,7 +100,9 @@ class Returns:
 
     def _decide(self, delivery: Delivery, message: Message, record: Record | None, *, orphaned: bool, begun: bool) -> Outcome:
         try:
-            return self._coroner.came_back(delivery.queue, message, orphaned=orphaned, begun=begun, record=record)
+            running = record is not None and _lives_on(record)
+            about = {"orphaned": orphaned, "begun": begun, "running": running}
+            return self._coroner.came_back(delivery.queue, message, record=record, **about)
         except Exception as error:  # noqa: BLE001  # whatever it holds, it must not keep the others from being judged
             return self._settler.last_resort.dead_letter(delivery, error)
 
@@ -118,3 +122,15 @@ class Returns:
                 return [None]
             return [record for message in messages for record in self._records([message])]
         return [found.get(message.headers.get("id", "")) for message in messages]
+
+
+def _lives_on(record: Record) -> bool:
+    """Whether the process lives in which the task began, as far as this machine can tell."""
+    try:
+        about = record.described().get("result") if record.status == "STARTED" else None
+    except MessageError:
+        return False
+    if not isinstance(about, dict) or about.get("hostname") != socket.gethostname():
+        return False
+    process_id = about.get("pid")
+    return type(process_id) is int and process_id > 0 and os.path.exists(f"/proc/{process_id}")

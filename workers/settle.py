@@ -171,7 +171,8 @@ class Settler:
             self._close([member.part.chord for settlement in finished for member in settlement.members])
             for settlement in finished:
                 if settlement.asked is None and not settlement.acked:
-                    consumer.ack(settlement.delivery)
+                    if settlement.delivery.tag is not None:
+                        consumer.ack(settlement.delivery)
                     settlement.acked = True
         self.withdrawn.clear()
         self._remove(finished)

@@ -72,7 +72,9 @@ class Arena:
     def ended(self) -> set[str]:
         """The ids that have an end."""
         with self.connection() as connection:
-            return {task_id for (task_id,) in connection.execute("select id from results where status != 'STARTED'")}
+            return {
+                task_id for (task_id,) in connection.execute("select id from results where status not in ('STARTED', 'RETRY')")
+            }
 
     def left(self) -> dict[str, int]:
         """The queues that are not empty, dead letters aside."""

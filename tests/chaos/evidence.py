@@ -43,7 +43,7 @@ class Evidence:
         with arena.connection() as connection:
             ends = {task_id: msgspec.json.decode(meta) for task_id, meta in connection.execute("select id, meta from results")}
             for task_id, status, at in connection.execute("select id, status, at from ends order by rowid"):
-                if status != "STARTED":
+                if status not in ("STARTED", "RETRY"):
                     recorded[task_id].append((status, at - clocks))
         letters, dead = defaultdict(list), dead_letter_queue(QUEUE)
         for letter in arena.stage.drain(arena.stage.depth(dead) or 0, dead):

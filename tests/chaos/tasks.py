@@ -25,7 +25,7 @@ def recorded(attempt: Attempt) -> Iterator[None]:
         retries=attempt.retries,
         crashes=attempt.crashes,
         redelivered=attempt.redelivered,
-        group=os.getpgrp(),
+        group=os.getsid(0),
     )
     try:
         yield

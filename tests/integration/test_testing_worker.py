@@ -158,7 +158,7 @@ def test_time_passes_as_far_as_it_is_told_to(shop: Worker) -> None:
     assert [run.event for run in shop.advance(0)] == ["retried"]
     assert shop.advance(HOUR - 60) == []
     assert [run.event for run in shop.advance(60)] == ["retried"]
-    assert result.status == "PENDING"
+    assert result.status == "RETRY"
     assert [run.event for run in shop.advance(HOUR)] == ["succeeded"]
     assert [run.event for run in shop.advance(10 * HOUR)] == []
 
