@@ -55,7 +55,7 @@ class Beginnings:
         """The delivery's child died before it came to run the task: where it had leave to, others may have it."""
         for known, begun in self._known.values():
             if known is delivery:
-                self._settler.withdraw(begun)
+                self._settler.withdrawn.append(begun)
 
     def _is_first(self, delivery: Delivery, begun: Record) -> bool:
         """Whether no other delivery of the same task has leave, or asks for it; what has taken effect has no say any more."""

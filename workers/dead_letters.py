@@ -12,13 +12,16 @@ from taskq import log
 from taskq.config import Settings
 from taskq.describe import bounded, repr_of
 from taskq.launch import Route
-from taskq.message import Message
+from taskq.message import ATTEMPTS, CRASHES, DEAD_DETAIL, DEAD_REASON, DELIVERIES, Message
 from taskq.results.store import Record
 from taskq.workers.ending import ended_badly
 from taskq.workers.outcome import Outcome, dead_letter, failure, record
 
 #: The longest id and name that a bare dead letter says it is of, in bytes: AMQP's limit for an id.
 LONGEST_NAME = 255
+
+#: What says which attempt it was.
+COUNTERS = ("retries", ATTEMPTS, CRASHES, DELIVERIES)
 
 logger = log.get_logger("taskq.task")
 
@@ -58,10 +61,17 @@ class DeadLetters:
             logger.error("workflow_not_told", **about(queue, message), error=repr_of(error))
             return outcome
 
-    def bare(self, queue: str, message: Message, reason: str, detail: str, *, body: bool = True) -> Outcome:
-        """The least that there can be: why it is dead, which task it was and, unless that is the trouble, the body as it is."""
+    def bare(self, queue: str, message: Message, reason: str, detail: str, *, body: bool = True, chord: bool = True) -> Outcome:
+        """The least that there can be: why it is dead, which task it was and, unless that is the trouble, the body as it is.
+
+        Without ``chord``, not even the chord hears of it that the task was a member of.
+        """
         names = {name: message.headers.get(name) for name in ("id", "task")}
-        kept = {name: text for name, text in names.items() if isinstance(text, str) and text == bounded(text, LONGEST_NAME)}
+        kept: dict[str, Any] = {
+            name: text for name, text in names.items() if isinstance(text, str) and text == bounded(text, LONGEST_NAME)
+        }
+        # The counters too: by them, results tell an end from that of an earlier attempt.
+        kept |= {name: count for name in COUNTERS if (count := message.count(name))}
         letter = Message(
             headers=kept,
             body=message.body if body else b"",
@@ -69,8 +79,15 @@ class DeadLetters:
             content_encoding=None,
             correlation_id=kept.get("id"),
         )
-        end = self._end(letter, failure("DeadLettered", [f"{reason}: {detail}"]))
-        return dead_letter(queue, letter, reason, detail, worker=self.worker, end=end)
+        described = failure("DeadLettered", [f"{reason}: {detail}"])
+        outcome = dead_letter(queue, letter, reason, detail, worker=self.worker, end=self._end(letter, described))
+        if not chord:
+            return outcome
+        try:
+            return ended_badly(outcome, message, described, self.route, followed=True)
+        except Exception as error:  # noqa: BLE001  # as above
+            logger.error("workflow_not_told", **about(queue, message), error=repr_of(error))
+            return outcome
 
     def _end(self, message: Message, described: dict[str, Any]) -> Record | None:
         try:
@@ -83,3 +100,11 @@ class DeadLetters:
 def about(queue: str, message: Message) -> dict[str, Any]:
     """Which message a line of the log is about."""
     return {"task_id": message.headers.get("id"), "task": message.headers.get("task"), "queue": queue}
+
+
+def reason_of(outcome: Outcome, reason: str, detail: str) -> tuple[str, str]:
+    """Why the outcome has the message dead, and in which words; these, where it does not."""
+    if outcome.event != "dead-lettered" or not outcome.publish:
+        return reason, detail
+    headers = outcome.publish[0].message.headers
+    return str(headers.get(DEAD_REASON, reason)), str(headers.get(DEAD_DETAIL, detail))

@@ -8,7 +8,7 @@ from taskq.describe import bounded, name_of, text_of
 from taskq.errors import BrokerError, DatabaseError, MessageError, RecordRefused
 from taskq.launch import Route
 from taskq.message import Message, undecodable
-from taskq.workers.dead_letters import DeadLetters
+from taskq.workers.dead_letters import DeadLetters, reason_of
 from taskq.workers.outcome import Outcome
 
 
@@ -21,16 +21,23 @@ class LastResort:
         self._letters = DeadLetters(settings, worker, route)
         self._read = read
 
-    def dead_letter(self, delivery: Delivery, error: Exception, *, tries: int = 0, followed: bool = False) -> Outcome:
-        """The end of the delivery, whatever it holds. ``tries`` is how many dead letters of it could not take effect before.
+    def dead_letter(self, delivery: Delivery, error: Exception) -> Outcome:
+        """The end of a delivery of which nothing could be decided, whatever it holds."""
+        return self._letters.compose(delivery.queue, self.message(delivery), "cannot be settled", in_words(error))
+
+    def instead_of(self, outcome: Outcome, delivery: Delivery, error: Exception, *, tries: int, followed: bool) -> Outcome:
+        """The end of a delivery whose outcome can't take effect. ``tries`` is how many dead letters of it could not before.
 
         Each holds less: the second is bare, the third has not even the body. ``followed`` is as in ``DeadLetters.compose``.
         """
         message, detail = self.message(delivery), in_words(error)
         reason = "result refused" if isinstance(error, RecordRefused) else "cannot be settled"
-        if tries:
-            return self._letters.bare(delivery.queue, message, reason, detail, body=tries == 1)
-        return self._letters.compose(delivery.queue, message, reason, detail, followed=followed)
+        if not tries:
+            return self._letters.compose(delivery.queue, message, reason, detail, followed=followed)
+        if outcome.event == "dead-lettered" and tries == 1:
+            # Why it was dead before matters more than why less is said of it now.
+            reason, detail = reason_of(outcome, reason, detail)
+        return self._letters.bare(delivery.queue, message, reason, detail, body=tries == 1)
 
     def message(self, delivery: Delivery) -> Message:
         """The message, decoded; or what there is of it."""
@@ -43,6 +50,11 @@ class LastResort:
 def concerns_all(error: Exception) -> bool:
     """Whether it is not of what was to be settled, but of what it is settled with: a broken file never is the task's."""
     return isinstance(error, DatabaseError) or (isinstance(error, BrokerError) and error.passing)
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether another try is worth it."""
+    return isinstance(error, BrokerError) and error.passing
 
 
 def in_words(error: Exception) -> str:

@@ -125,12 +125,26 @@ class Returns:
 
 
 def _lives_on(record: Record) -> bool:
-    """Whether the process lives in which the task began, as far as this machine can tell."""
+    """Whether the process lives in which the task began, as far as this machine can tell; another one may have its number."""
     try:
         about = record.described().get("result") if record.status == "STARTED" else None
     except MessageError:
         return False
-    if not isinstance(about, dict) or about.get("hostname") != socket.gethostname():
-        return False
-    process_id = about.get("pid")
-    return type(process_id) is int and process_id > 0 and os.path.exists(f"/proc/{process_id}")
+    match about:
+        case {"hostname": hostname, "pid": int(process_id), "started": float(began)} if hostname == socket.gethostname():
+            since = _alive_since(process_id)
+            return since is not None and since <= began
+    return False
+
+
+def _alive_since(process_id: int) -> float | None:
+    """When the process was started, in seconds since the epoch; None where there is none, or only what is left of one."""
+    try:
+        with open(f"/proc/{process_id}/stat", "rb") as file:
+            state, *fields = file.read().rpartition(b")")[2].split()
+    except (OSError, ValueError):
+        return None
+    if state in (b"Z", b"X"):
+        return None
+    # The kernel counts from the start of the machine (proc(5), field 22), in ticks.
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + int(fields[18]) / os.sysconf("SC_CLK_TCK")

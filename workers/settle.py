@@ -23,13 +23,13 @@ from collections.abc import Sequence
 
 from taskq import log
 from taskq.broker.interface import Consumer, Delivery
-from taskq.errors import BrokerError, ConnectionLost, PublishRejected, TaskqError
+from taskq.errors import BrokerError, ConfigurationError, ConnectionLost, MessageTooLarge, PublishRejected, TaskqError
 from taskq.launch import Member
 from taskq.message import TICK, TICK_COPY, Message, Publication
-from taskq.results.rpc import reply
 from taskq.results.store import Gathering, Record, ResultStore
 from taskq.workers.ending import chord_ended
-from taskq.workers.last_resort import LastResort, concerns_all, in_words
+from taskq.workers.followups import is_told_only, may_go_out, to_send
+from taskq.workers.last_resort import LastResort, concerns_all, in_words, is_passing
 from taskq.workers.leave import may_tick, without_leave
 from taskq.workers.outcome import Flow, Outcome
 from taskq.workers.settlement import Answer, Question, Settlement
@@ -67,6 +67,7 @@ class Settler:
         self.last_resort = last_resort
         self.settlements: list[Settlement] = []
         self.notes: list[Record] = []
+        #: What had leave to begin, has not begun, and never will under this leave: others may have it.
         self.withdrawn: list[Record] = []
         self.questions: list[Question] = []
         self.answers: list[Answer] = []
@@ -95,10 +96,6 @@ class Settler:
         """Recorded with the next pass, for whoever looks, and lost should that pass fail: a task of a workflow begins."""
         if begun is not None:
             self.notes.append(begun)
-
-    def withdraw(self, begun: Record) -> None:
-        """What had leave to begin has not begun, and never will under this leave: others may have it."""
-        self.withdrawn.append(begun)
 
     def ask(self, delivery: Delivery, message: Message, asked: tuple[Slot, int]) -> None:
         """The delivery is a copy of a tick; whether it may run is told with the next pass that reaches the ledger."""
@@ -189,7 +186,7 @@ class Settler:
     def _fail(self, settlement: Settlement, error: Exception, now: float, *, of_chord: bool = False) -> None:
         """The settlement failed by itself: it is tried again later, or ends as a dead letter. ``of_chord``: its chord did."""
         settlement.failures += 1
-        passing = isinstance(error, BrokerError) and error.passing
+        passing = is_passing(error)
         unforeseen = not isinstance(error, TaskqError) and settlement.failures < UNFORESEEN
         if passing or unforeseen:
             delay = min(FIRST_DELAY * 2.0 ** min(settlement.failures - 1, 10), LONGEST_DELAY)
@@ -208,15 +205,20 @@ class Settler:
         if settlement.asked is not None:
             self.answers.append(Answer(*settlement.asked, granted=False, settled=True))
             settlement.asked = None
-        self._dead_letter(settlement, error, followed=settlement.receipt is not None)
+        self._dead_letter(settlement, error, followed=settlement.receipt is not None or settlement.some_sent)
         if settlement.dead_letters > FOR_SURE:
             # Not even that: its queue is full, or must not be written to. It is kept until somebody has mended that.
             settlement.due = now + LONGEST_DELAY
 
     def _dead_letter(self, settlement: Settlement, error: Exception, *, followed: bool = False) -> None:
         """Have the settlement's task end as a dead letter, in which is less each time."""
-        outcome = self.last_resort.dead_letter(settlement.delivery, error, tries=settlement.dead_letters, followed=followed)
-        if not settlement.dead_letters:
+        if settlement.outcome.event == "dead-lettered":
+            # This is what was refused: with all that is known of it, it would be again.
+            settlement.dead_letters = max(1, settlement.dead_letters)
+        outcome = self.last_resort.instead_of(
+            settlement.outcome, settlement.delivery, error, tries=settlement.dead_letters, followed=followed
+        )
+        if settlement.outcome.event != "dead-lettered":
             self.vitals.dead_lettered(outcome)
             self.tap.ended(settlement.delivery, outcome, 0)
         settlement.dead_letters += 1
@@ -254,50 +256,56 @@ class Settler:
 
     def _publish(self, consumer: Consumer, settlements: Sequence[Settlement]) -> None:
         """Open the chords that begin, and send what has not been sent."""
-        new = [(s, publish) for s in self._unsent(settlements) if (publish := self._published(s.stage))]
+        new = [
+            (s, publish) for s in may_go_out(settlements, self.settlements) if (publish := to_send(s, replies=self._replies))
+        ]
         if barriers := [barrier for settlement, _ in new if (flow := settlement.stage.flow) for barrier in flow.barriers]:
             if self.store is None or self.store.chords is None:
                 logger.error("chords_not_counted", chords=[barrier.chord for barrier in barriers])
             else:
                 self.store.chords.open(barriers)
         for settlement, publish in new:
-            settlement.receipt = consumer.publish(publish)
-            settlement.published_at = time.monotonic()
-
-    def _unsent(self, settlements: Sequence[Settlement]) -> Sequence[Settlement]:
-        """Those whose follow-ups may go out now; alone, what may have broken a connection, so that a second time proves it."""
-        unsent = [settlement for settlement in settlements if settlement.receipt is None]
-        if not any(settlement.breaks for settlement in self.settlements):
-            return unsent
-        under_way = [settlement for settlement in self.settlements if settlement.receipt is not None]
-        if any(settlement.breaks for settlement in under_way):
-            return []
-        harmless = [settlement for settlement in unsent if not settlement.breaks]
-        return harmless if harmless or under_way else unsent[:1]
-
-    def _published(self, stage: Outcome) -> tuple[Publication, ...]:
-        """What follows; where results are replies, they do too."""
-        if not self._replies:
-            return stage.publish
-        records = (stage.record, *(stage.flow.records if stage.flow is not None else ()))
-        return (*stage.publish, *(sent for record in records if record is not None and (sent := reply(record)) is not None))
+            try:
+                settlement.receipt = consumer.publish(publish)
+                settlement.published_at = time.monotonic()
+            except (ConfigurationError, MessageTooLarge) as refusal:
+                self._refused(settlement, publish, refusal, time.monotonic())
 
     def _confirmed(self, settlement: Settlement, now: float) -> bool:
         """Whether the broker has taken what follows. What it has refused is that settlement's trouble."""
         if settlement.receipt is None:
-            return not self._published(settlement.stage)
+            return not to_send(settlement, replies=self._replies)
         try:
             confirmed = settlement.receipt.confirmed
         except ConnectionLost:
             raise
         except BrokerError as refusal:
-            settlement.await_nothing()
-            self._fail(settlement, refusal, now, of_chord=bool(settlement.members))
-            return False
+            self._refused(settlement, settlement.receipt.unconfirmed, refusal, now)
+            return settlement.receipt is None and not to_send(settlement, replies=self._replies)
         if confirmed:
             settlement.breaks = 0
             self.vitals.confirmations.observe(time.monotonic() - settlement.published_at)
+            if settlement.unsent:
+                settlement.unsent, settlement.some_sent = settlement.unsent[1:], True
+                settlement.receipt, settlement.due = None, now
+                return not settlement.unsent
         return confirmed
+
+    def _refused(self, settlement: Settlement, refused: Sequence[Publication], error: Exception, now: float) -> None:
+        """Something that the settlement publishes was refused: the rest goes out singly, and only that is left out."""
+        of_chord, stage, before = bool(settlement.members), settlement.stage, settlement.unsent
+        settlement.some_sent |= len(refused) < len(to_send(settlement, replies=self._replies))
+        settlement.await_nothing()
+        settlement.unsent = tuple(refused) if before is None else before
+        if not is_passing(error) and len(refused) > 1:
+            settlement.due = now
+        elif not is_passing(error) and is_told_only(stage, refused[0]):
+            # The task's own end stands, whoever cannot be told of it.
+            task = refused[0].message.headers.get("task")
+            logger.error("errback_not_sent", errback=task, queue=refused[0].queue, error=in_words(error))
+            settlement.unsent, settlement.due = settlement.unsent[1:], now
+        else:
+            self._fail(settlement, error, now, of_chord=of_chord)
 
     def _record(self, done: Sequence[Settlement], now: float) -> list[Settlement]:
         """Store what these have to record, and take them a stage further; returns those that can go on at once."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from taskq.broker.interface import Delivery, Receipt
 from taskq.launch import Member
+from taskq.message import Publication
 from taskq.results.store import Leave
 from taskq.workers.outcome import Outcome
 from taskq.workers.slot import Slot
@@ -23,6 +24,9 @@ class Settlement:
     ``stages`` are the outcomes still to take effect: the delivery's own, then those of the chords that it has completed as one
     of their ``members``. These are closed together at the end: were one closed before what follows it has taken effect, nobody
     would make up for it. ``chord_failures`` say why their bodies could not be sent.
+
+    Where something that it publishes was refused, ``unsent`` is what goes out singly from then on, and ``some_sent`` says that
+    other things have gone out.
 
     It is not looked at before ``due``. ``failures`` counts what failed of it alone, ``dead_letters`` what was tried in place of
     the outcome, ``breaks`` the connections that the broker closed while what it publishes was under way.
@@ -43,7 +47,9 @@ class Settlement:
         "published_at",
         "receipt",
         "since",
+        "some_sent",
         "stages",
+        "unsent",
     )
 
     def __init__(self, delivery: Delivery, outcome: Outcome, asked: tuple[Slot, int] | None = None, breaks: int = 0) -> None:
@@ -60,6 +66,7 @@ class Settlement:
         """Nothing of it has taken effect."""
         self.stages = [self.outcome]
         self.members: list[Member] = []
+        self.some_sent = False
         self.acked = False
         self.leave: Leave = "granted"
         self.await_nothing()
@@ -68,6 +75,7 @@ class Settlement:
     def await_nothing(self) -> None:
         """What it publishes has yet to go out."""
         self.receipt: Receipt | None = None
+        self.unsent: tuple[Publication, ...] | None = None
         self.published_at = 0.0
 
     @property

@@ -17,7 +17,7 @@ from taskq.describe import bounded, text_of
 from taskq.message import DEAD_DETAIL, DEAD_TRACEBACK, HISTORY, Message, Publication
 from taskq.sending import check_size
 from taskq.workers import pipe
-from taskq.workers.dead_letters import DeadLetters, about
+from taskq.workers.dead_letters import DeadLetters, about, reason_of
 from taskq.workers.outcome import Outcome, dead_letter
 
 #: The reason of the dead letter of a task that has ended, but for what follows it.
@@ -51,7 +51,9 @@ class Verifier:
             outcome = repair(outcome)
             if self._refusal(message, outcome) is None:
                 return outcome
-        return self._letters.bare(queue, message, FOLLOW_UP_REFUSED, detail)
+        reason, detail = reason_of(outcome, FOLLOW_UP_REFUSED, detail)
+        bare = self._letters.bare(queue, message, reason, detail)
+        return bare if self._refusal(message, bare) is None else self._letters.bare(queue, message, reason, detail, chord=False)
 
     def _refusal(self, message: Message, outcome: Outcome) -> Exception | None:
         """Why the outcome can't take effect; None if it can."""

@@ -75,7 +75,11 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Receipt(Protocol):
-    """The broker's answer to a publication: not yet there, taken responsibility, or refused."""
+    """The broker's answer to some publications: not yet there, taken responsibility, or refused."""
+
+    @property
+    def unconfirmed(self) -> Sequence[Publication]:
+        """Those that it has not taken responsibility for."""
 
     @property
     def confirmed(self) -> bool:

@@ -45,6 +45,11 @@ class Receipt:
         self._url = url
 
     @property
+    def unconfirmed(self) -> Sequence[Publication]:
+        """Those that the broker has not taken responsibility for."""
+        return [*self.unanswered.values(), *self.rejected]
+
+    @property
     def confirmed(self) -> bool:
         """Whether the broker has taken responsibility for every message.
 

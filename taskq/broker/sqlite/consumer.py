@@ -29,6 +29,7 @@ class Committed:
     """The receipt of messages that are a part of the transaction: should it fail, then so does all that relies on them."""
 
     confirmed = True
+    unconfirmed = ()
 
 
 class SqliteConsumer:

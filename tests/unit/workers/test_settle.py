@@ -23,7 +23,7 @@ from taskq.results.ledger import UNDECIDED, Change, tick_entry
 from taskq.results.sqlite import SqliteResults
 from taskq.workers import note
 from taskq.workers.last_resort import LastResort
-from taskq.workers.outcome import SUCCEEDED, Outcome, again, dead_letter, record
+from taskq.workers.outcome import SUCCEEDED, Event, Outcome, again, dead_letter, record
 from taskq.workers.settle import Settler
 from taskq.workers.slot import Slot
 
@@ -299,3 +299,40 @@ def test_one_that_a_full_disk_has_no_room_for_does_not_keep_the_others_from_bein
     large.due = 0.0
     settler.settle(consumer)
     assert settled(session, results)
+
+
+@pytest.mark.parametrize("event", ["failed", "dead-lettered"])
+def test_an_errback_that_cannot_be_sent_leaves_the_end_and_its_siblings_as_they_are(
+    settings: Settings, session: SqliteSession, consumer: SqliteConsumer, event: Event
+) -> None:
+    results = SqliteResults(settings.broker, 60.0, consumer.database)
+    settler = Settler(results, last_resort(settings))
+    delivery, *_ = consumer.receive()
+    good, bad = Publication("next", message("errback")), Publication("replies", message("reply"), reply=True)
+    end = record(message("id-0"), "FAILURE", {"exc_type": "ValueError", "exc_message": ["its own"], "exc_module": "builtins"})
+    letter = dead_letter("mail", message("id-0"), "rejected", "no", worker="w", end=end).publish
+    own = letter if event == "dead-lettered" else ()
+    settler.add(delivery, Outcome(event, (*own, good, bad, good), end))
+    for _ in range(10):
+        if settler.settlements:
+            settler.settle(consumer)
+    assert settler.settlements == []
+    assert (session.depth("next"), session.depth("mail.dead")) == (2, len(own))
+    [kept] = results.fetch(["id-0"])
+    assert kept is not None
+    assert b"its own" in kept.meta
+
+
+def test_of_follow_ups_each_is_sent_once_though_one_is_refused(
+    settings: Settings, session: SqliteSession, consumer: SqliteConsumer
+) -> None:
+    results = SqliteResults(settings.broker, 60.0, consumer.database)
+    settler = Settler(results, last_resort(settings))
+    delivery, *_ = consumer.receive()
+    good, bad = Publication("next", message("link")), Publication("replies", message("reply"), reply=True)
+    settler.add(delivery, Outcome("succeeded", (good, bad), record(message("id-0"), "SUCCESS", 1)))
+    for _ in range(10):
+        if settler.settlements:
+            settler.settle(consumer)
+    assert settler.settlements == []
+    assert (session.depth("next"), session.depth("mail.dead")) == (1, 1)
