@@ -173,6 +173,10 @@ def serve(execute: Executor, pipe: socket, note: Note) -> int:
         main(execute, pipe, note)
     except (BrokenPipeError, ConnectionResetError):
         return 1
+    finally:
+        # Whatever ended it: threads and exit handlers of the application may keep this process for long, and it is to be given
+        # nothing more.
+        pipe.close()
     return 0
 
 

@@ -26,7 +26,10 @@ logger = log.get_logger("taskq.link")
 
 
 class Link:
-    """Makes connected consumers. ``arrived`` holds each, or the error that no retry will mend; ``wake`` is called for each."""
+    """Makes connected consumers. ``arrived`` holds each, or the error that no retry will mend; ``wake`` is called for each.
+
+    At the start, what the broker refuses (a queue with other arguments) is no worker's to mend; later, it is waited for.
+    """
 
     def __init__(self, open_consumer: Callable[[], Consumer], url: str, wake: Callable[[], None]) -> None:
         self._open = open_consumer
@@ -75,8 +78,12 @@ class Link:
                 if tries == 1:
                     logger.warning("broker_unreachable", broker=self._url, error=str(error), retry="with back-off")
             except TaskqError as error:
-                self._arrive(error)
-                return
+                if not self._connected_before:
+                    self._arrive(error)
+                    return
+                # It was right when the worker started, and what runs must not be lost for what somebody has changed since.
+                if tries == 1:
+                    logger.error("broker_refuses", broker=self._url, error=str(error), retry="with back-off")
             except Exception as error:  # a worker that tries no more, and says nothing of it, would look alive for ever
                 logger.error("connecting_failed", broker=self._url, error=repr(error), exc_info=error)
             else:

@@ -94,7 +94,12 @@ class Inbox:
                     else:
                         self._answers[number] = kind == _GRANTED
                     return True
-            chunk = self._pipe.recv(_CHUNK)
+            try:
+                chunk = self._pipe.recv(_CHUNK)
+            except BlockingIOError:
+                # A task has changed all descriptors that it could find.
+                self._pipe.setblocking(True)
+                continue
             if not chunk:
                 return False
             self._buffer, self._position = buffer[self._position :] + chunk, 0
