@@ -47,14 +47,9 @@ class LastResort:
             return undecodable(delivery.body)
 
 
-def concerns_all(error: Exception) -> bool:
-    """Whether it is not of what was to be settled, but of what it is settled with: a broken file never is the task's."""
+def may_pass(error: Exception) -> bool:
+    """Whether another try is worth it: a broker, a backend or a file that is broken for everybody never is the task's fault."""
     return isinstance(error, DatabaseError) or (isinstance(error, BrokerError) and error.passing)
-
-
-def is_passing(error: Exception) -> bool:
-    """Whether another try is worth it."""
-    return isinstance(error, BrokerError) and error.passing
 
 
 def in_words(error: Exception) -> str:

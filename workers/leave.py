@@ -5,7 +5,7 @@ from __future__ import annotations
 from taskq import log
 from taskq.results.ledger import Ledger, may_run
 from taskq.workers.crashes import TAKEN_SECONDS
-from taskq.workers.last_resort import LastResort, concerns_all, in_words
+from taskq.workers.last_resort import LastResort, in_words, may_pass
 from taskq.workers.outcome import Outcome, again
 from taskq.workers.settlement import Question, Settlement
 
@@ -33,7 +33,7 @@ def may_tick(ledger: Ledger | None, question: Question) -> bool:
     try:
         return may_run(ledger, question.tick, question.copy)
     except Exception as error:
-        if concerns_all(error):
+        if may_pass(error):
             raise
         logger.warning("tick_unreadable", queue=question.delivery.queue, error=in_words(error))
         return True

@@ -29,7 +29,7 @@ from taskq.message import TICK, TICK_COPY, Message, Publication
 from taskq.results.store import Gathering, Record, ResultStore
 from taskq.workers.ending import chord_ended
 from taskq.workers.followups import is_told_only, may_go_out, to_send
-from taskq.workers.last_resort import LastResort, concerns_all, in_words, is_passing
+from taskq.workers.last_resort import LastResort, in_words, may_pass
 from taskq.workers.leave import may_tick, without_leave
 from taskq.workers.outcome import Flow, Outcome
 from taskq.workers.settlement import Answer, Question, Settlement
@@ -141,7 +141,7 @@ class Settler:
                 # One transaction, and it was rolled back as a whole.
                 for settlement in batch:
                     settlement.begin_anew()
-            if concerns_all(error) and not self._proven:
+            if may_pass(error) and not self._proven:
                 raise
             if len(batch) > 1:
                 middle = len(batch) // 2
@@ -149,7 +149,7 @@ class Settler:
                 self._settle(consumer, batch[middle:], now)
             elif batch:
                 # What two in a row meet is no trouble of theirs.
-                self._proven = self._proven and not concerns_all(error)
+                self._proven = self._proven and not may_pass(error)
                 self._fail(batch[0], error, now, of_chord=of_chord)
             else:
                 logger.warning("beginnings_not_recorded", error=in_words(error))
@@ -186,7 +186,7 @@ class Settler:
     def _fail(self, settlement: Settlement, error: Exception, now: float, *, of_chord: bool = False) -> None:
         """The settlement failed by itself: it is tried again later, or ends as a dead letter. ``of_chord``: its chord did."""
         settlement.failures += 1
-        passing = is_passing(error)
+        passing = may_pass(error)
         unforeseen = not isinstance(error, TaskqError) and settlement.failures < UNFORESEEN
         if passing or unforeseen:
             delay = min(FIRST_DELAY * 2.0 ** min(settlement.failures - 1, 10), LONGEST_DELAY)
@@ -297,9 +297,9 @@ class Settler:
         settlement.some_sent |= len(refused) < len(to_send(settlement, replies=self._replies))
         settlement.await_nothing()
         settlement.unsent = tuple(refused) if before is None else before
-        if not is_passing(error) and len(refused) > 1:
+        if not may_pass(error) and len(refused) > 1:
             settlement.due = now
-        elif not is_passing(error) and is_told_only(stage, refused[0]):
+        elif not may_pass(error) and is_told_only(stage, refused[0]):
             # The task's own end stands, whoever cannot be told of it.
             task = refused[0].message.headers.get("task")
             logger.error("errback_not_sent", errback=task, queue=refused[0].queue, error=in_words(error))
