@@ -42,6 +42,18 @@ def seconds(what: str, value: Any, *, above: float | None = None) -> float:
     return number
 
 
+def timeout(value: Any) -> float | None:
+    """How many seconds to wait, given as a number from 0 or a ``timedelta``; None for ever, which a century is, too."""
+    number = value.total_seconds() if isinstance(value, timedelta) else value
+    if number is None:
+        return None
+    if not isinstance(number, (int, float)) or isinstance(number, bool):
+        raise WrongType(f"a timeout must be a number of seconds, a timedelta or None, not {value!r}")
+    if not number >= 0:
+        raise ConfigurationError(f"a timeout must be a number of seconds from 0, a timedelta or None, not {value!r}")
+    return number if number <= MOST_SECONDS else None
+
+
 def truth(what: str, value: Any) -> bool:
     """True or False, and nothing that merely counts as one."""
     if not isinstance(value, bool):

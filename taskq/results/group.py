@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from taskq import checks
 from taskq.decoding import decoded
 from taskq.errors import MessageError, ResultTimeout
 from taskq.results.handle import AsyncResult
@@ -49,20 +51,21 @@ class GroupResult(Generic[R]):
     def __hash__(self) -> int:
         return hash(self.id)
 
-    def get(self, timeout: float | None = None, *, propagate: bool = True) -> list[R]:
+    def get(self, timeout: float | timedelta | None = None, *, propagate: bool = True) -> list[R]:
         """The return values of all members, as soon as there are all of them; ``timeout`` is in seconds, for all together.
 
         Raises what the first member that failed raised; with ``propagate=False``, the exception stands in the value's place.
         Raises ``ResultTimeout``, and ``BackendError`` where the results can't be had.
         """
-        give_up = None if timeout is None else time.monotonic() + timeout
+        seconds = checks.timeout(timeout)
+        give_up = None if seconds is None else time.monotonic() + seconds
         values: list[Any] = []
         for result in self.results:
             left = None if give_up is None else max(0.0, give_up - time.monotonic())
             if not result.wait(left):
                 raise ResultTimeout(
                     f"{len(self) - self.completed_count()} of {len(self)} members of group {self.id} have not ended within "
-                    f"{timeout} s; they may still end"
+                    f"{seconds} s; they may still end"
                 )
             try:
                 values.append(result.get())
@@ -74,9 +77,10 @@ class GroupResult(Generic[R]):
 
     join = get
 
-    def wait(self, timeout: float | None = None) -> bool:
+    def wait(self, timeout: float | timedelta | None = None) -> bool:
         """Wait until all members have ended, or ``timeout`` seconds; returns whether they have."""
-        give_up = None if timeout is None else time.monotonic() + timeout
+        seconds = checks.timeout(timeout)
+        give_up = None if seconds is None else time.monotonic() + seconds
         return all(result.wait(None if give_up is None else max(0.0, give_up - time.monotonic())) for result in self.results)
 
     def ready(self) -> bool:

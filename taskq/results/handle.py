@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
+from taskq import checks
 from taskq.attempt import Past, current_attempt, past
 from taskq.describe import bounded, repr_of, text_of
 from taskq.errors import (
@@ -75,8 +77,12 @@ class AsyncResult(Generic[R]):
         record = self._fetch()
         return record is not None and record.is_end
 
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the task has ended, or ``timeout`` seconds; returns whether it has. Raises ``ResultsDisabled``."""
+    def wait(self, timeout: float | timedelta | None = None) -> bool:
+        """Wait until the task has ended, or ``timeout`` seconds; returns whether it has. Raises ``ResultsDisabled``.
+
+        Raises ``ConfigurationError`` for what is no timeout: None, a number from 0, or a ``timedelta``.
+        """
+        seconds = checks.timeout(timeout)
         if self._record is None:
             if self.ignored and not self.ready():
                 raise ResultsDisabled(f"task {self.id} was sent with ignore_result, so it leaves no result to wait for")
@@ -85,10 +91,10 @@ class AsyncResult(Generic[R]):
                     "a task that waits for another one holds its slot meanwhile, and for ever should none be left; use a chain"
                 )
                 warnings.warn(text, RuntimeWarning, stacklevel=3)
-            self._record = self._source.open_store().wait(self.id, timeout)
+            self._record = self._source.open_store().wait(self.id, seconds)
         return self._record is not None
 
-    def get(self, timeout: float | None = None) -> R:
+    def get(self, timeout: float | timedelta | None = None) -> R:
         """The task's return value, as soon as there is one.
 
         None for a task that raised ``Ignore``. Raises what the task raised (its own type where this process has imported it,
@@ -96,8 +102,9 @@ class AsyncResult(Generic[R]):
         ``TaskExpired``: all of them ``TaskFailed``), ``ResultTimeout`` after ``timeout`` seconds, and ``ResultsDisabled`` where
         no result is kept, or none of this call.
         """
-        if not self.wait(timeout):
-            raise ResultTimeout(f"task {self.id} has not ended within {timeout} s; it may still end")
+        seconds = checks.timeout(timeout)
+        if not self.wait(seconds):
+            raise ResultTimeout(f"task {self.id} has not ended within {seconds} s; it may still end")
         meta = self.meta()
         if meta.get("status") == "SUCCESS":
             return cast(R, meta.get("result"))

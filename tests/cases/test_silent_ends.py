@@ -23,7 +23,7 @@ from taskq.broker.interface import Delivery
 from taskq.broker.sqlite.properties import decode as read
 from taskq.broker.sqlite.properties import encode as written
 from taskq.dead import Filter
-from taskq.errors import ArgumentRefused, BackendError, ConfigurationError, DatabaseError, ResultsDisabled, Retry
+from taskq.errors import ArgumentRefused, BackendError, ConfigurationError, DatabaseError, ResultsDisabled, ResultTimeout, Retry
 from taskq.message import SENT
 from taskq.results.group import GroupResult
 from taskq.results.handle import AsyncResult, Source
@@ -229,6 +229,31 @@ def test_a_member_that_failed_with_a_backend_error_of_its_own_is_one(tmp_path: P
     source = Source(lambda: store, lambda *_: None, lambda _: None)
     members = GroupResult[int]("group", [AsyncResult(name, source) for name in "abc"])
     assert [type(error) for error in members.get(5, propagate=False)] == [BackendError, DatabaseError, TimeoutError]
+    store.close()
+
+
+@pytest.mark.parametrize("ask", ["get", "wait"])
+@pytest.mark.parametrize("timeout", [float("nan"), -1, float("-inf"), "1", True, [1], timedelta(seconds=-1)])
+def test_a_timeout_that_is_none_is_refused_at_once(tmp_path: Path, ask: str, timeout: Any) -> None:
+    store = SqliteResults(f"sqlite:///{tmp_path}/taskq.db", 60.0)
+    result = AsyncResult[int]("a", Source(lambda: store, lambda *_: None, lambda _: None))
+    for asked in (result, GroupResult("group", [result]), GroupResult[int]("empty", [])):
+        with pytest.raises(ConfigurationError, match="a timeout must be a number of seconds"):
+            getattr(asked, ask)(timeout)
+    store.close()
+
+
+def test_a_timeout_may_be_a_timedelta_and_have_no_end(tmp_path: Path) -> None:
+    store = SqliteResults(f"sqlite:///{tmp_path}/taskq.db", 60.0)
+    source = Source(lambda: store, lambda *_: None, lambda _: None)
+    missing, there = AsyncResult[int]("a", source), AsyncResult[int]("b", source)
+    store.store([Record("b", "SUCCESS", b'{"status": "SUCCESS", "result": 1}')])
+    for result in (missing, GroupResult("group", [missing])):
+        assert not result.wait(timedelta(milliseconds=1))
+        with pytest.raises(ResultTimeout, match=r"within 0\.001 s"):
+            result.get(timedelta(milliseconds=1))
+    for endless in (float("inf"), 10**400, 1e300, timedelta.max):
+        assert there.get(endless) == 1
     store.close()
 
 
