@@ -173,7 +173,7 @@ def load(
     def take(name: str, value: Any, source: Source, called: str) -> None:
         if name not in NAMES:
             raise ConfigurationError(f"unknown setting {called}{_nearest(name)}")
-        values[name] = _convert(name, value, called)
+        values[name] = convert(name, value, called)
         sources[name] = source
 
     for name, value in keywords.items():
@@ -297,7 +297,8 @@ def _check_scheme(name: str, url: str, schemes: tuple[str, ...]) -> None:
         raise ConfigurationError(f"{name}='{scheme}://…' holds {odd[0]!r}; in a URL, write it as {quote(odd[0])!r}")
 
 
-def _convert(name: str, value: Any, called: str) -> Any:
+def convert(name: str, value: Any, called: str) -> Any:
+    """The value of a setting in its own type; raises ``ConfigurationError`` for one that is none, as ``called``."""
     wanted = _TYPES[name]
     if isinstance(value, str):
         value = str.__str__(value)

@@ -13,7 +13,7 @@ import click
 
 from taskq import TaskQ, checks
 from taskq.cli.loading import load_app
-from taskq.config import ABOUT, DEFAULTS, Settings, absolute
+from taskq.config import ABOUT, DEFAULTS, Settings, absolute, convert
 from taskq.errors import ConfigurationError
 
 #: The settings that matter to whoever talks to the broker without running tasks.
@@ -38,7 +38,15 @@ def with_settings(*names: str) -> Callable[[Command], Command]:
         @functools.wraps(command)
         def collect(**values: Any) -> None:
             given = {name: values.pop(name) for name in names}
-            settings = {name: value for name, value in given.items() if value not in (None, ())}
+            # Checked here, not where they arrive: on the way to a worker's processes JSON makes null of NaN.
+            try:
+                settings = {
+                    name: convert(name, value, f"--{name.replace('_', '-')}")
+                    for name, value in given.items()
+                    if value not in (None, ())
+                }
+            except ConfigurationError as error:
+                raise click.UsageError(str(error)) from None
             # What is relative is so to where the command was given, wherever the application's import goes.
             for name in settings.keys() & {"broker", "backend"}:
                 settings[name] = absolute(name, settings[name])

@@ -190,3 +190,12 @@ def test_a_scheduler_that_does_not_reach_its_servers_is_not_ready(monkeypatch: p
     scheduler.stop()
     scheduler.turned_at -= 3600
     assert health.answer("/livez").status == health.answer("/readyz").status == 503
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("option", ["--grace", "--time-limit", "--soft-time-limit", "--result-ttl"])
+def test_a_setting_that_is_no_number_is_wrong_usage_for_a_worker_too(option: str, value: str) -> None:
+    for words in (["worker", "-A", "silent_shop"], ["config"]):
+        result = run(*words, option, value)
+        assert result.exit_code == 2
+        assert f"Error: {option} must be a number, not {value}\n" in result.stderr
