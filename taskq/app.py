@@ -175,6 +175,10 @@ class TaskQ:
                 f"two tasks are called {task.name!r}, here and at {where(known.function)}; give one a name=, and where a"
                 " decorator of yours makes both, have it use functools.wraps"
             )
+        if known is not None and (differ := known.differs_in(task)):
+            raise ConfigurationError(
+                f"task {task.name!r} is made twice, with a different {', '.join(differ)}; make it once, or give one a name="
+            )
         task.send = self._send
         self._tasks[task.name] = task
         return task

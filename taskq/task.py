@@ -7,6 +7,7 @@ import importlib
 import inspect
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from datetime import timedelta
 from types import FunctionType
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, Unpack, get_args, overload
@@ -17,7 +18,7 @@ from taskq import checks
 from taskq.attempt import Attempt, current_attempt
 from taskq.errors import ConfigurationError
 from taskq.function import check as check_function
-from taskq.function import default_name, most_positional, positional, takes
+from taskq.function import default_name, most_positional, positional, same, takes
 from taskq.options import SendOptions, checked, time_limits
 from taskq.results.handle import AsyncResult
 from taskq.retry import RetryOptions, policy_of
@@ -176,6 +177,19 @@ class Task(Generic[P, R]):
     def takes(self, count: int) -> bool:
         """Whether the function can take so many positional arguments."""
         return count <= most_positional(self.function, bind=self.bind)
+
+    def differs_in(self, other: Task[..., Any]) -> list[str]:
+        """The options of which the two say different things. Of a module that was imported twice, they say the same."""
+        mine, theirs = self._said(), other._said()
+        return sorted(name for name in mine.keys() | theirs.keys() if not same(mine.get(name), theirs.get(name)))
+
+    def _said(self) -> dict[str, Any]:
+        """The options as they were understood; classes by their names, since each import of a module makes its own."""
+        policy = {field.name: getattr(self.retry_policy, field.name) for field in fields(self.retry_policy)}
+        for name in ("autoretry_for", "dont_autoretry_for"):
+            policy[name] = [f"{kind.__module__}.{kind.__qualname__}" for kind in policy[name]]
+        own = ("bind", "acks_late", "time_limit", "soft_time_limit", "on_worker_lost", "on_timeout")
+        return {**self.defaults, **policy, **{name: getattr(self, name) for name in own}}
 
     def _mapped(self, by: str, items: list[Any]) -> Signature[list[R]]:
         called = msgspec.to_builtins(Step(task=self.name))
