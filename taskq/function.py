@@ -104,21 +104,27 @@ def _unfit(function: Any) -> str | None:
 
 def _lazy(function: Any) -> str | None:
     """Why calling it runs nothing: not its body, or not that of the function it wraps, as far as can be told."""
-    wrapped = inspect.unwrap(function)
-    if inspect.iscoroutinefunction(wrapped):
-        kind, run = "async", "taskq runs plain functions (asyncio.run() inside one works)"
-    elif inspect.isasyncgenfunction(wrapped):
-        kind, run = "an async generator", "taskq runs plain functions (asyncio.run() inside one works)"
-    elif inspect.isgeneratorfunction(wrapped):
-        kind, run = "a generator", "nobody would iterate over it; return a list, or send a task for each item"
-    else:
-        return None
-    if wrapped is function:
-        return f"{getattr(function, '__name__', function)} is {kind}; {run}"
-    return (
-        f"it wraps a function that is {kind}, and taskq can't see whether it runs it; {run}. "
-        f"Where the wrapper does run it, say so with 'del wrapper.__wrapped__' in the decorator"
-    )
+    if own := _laziness(function):
+        return f"{getattr(function, '__name__', function)} is {own[0]}; {own[1]}"
+    if wraps := _laziness(inspect.unwrap(function)):
+        return (
+            f"it wraps a function that is {wraps[0]}, and taskq can't see whether it runs it; {wraps[1]}. "
+            f"Where the wrapper does run it, say so with 'del wrapper.__wrapped__' in the decorator"
+        )
+    return None
+
+
+def _laziness(function: Any) -> tuple[str, str] | None:
+    """What a function is whose call runs nothing, and what to write instead; None for others."""
+    # What runs when an object is called that is no function is in its class.
+    bodies = (function, inspect.unwrap(type(function).__call__))
+    if any(map(inspect.iscoroutinefunction, bodies)):
+        return "async", "taskq runs plain functions (asyncio.run() inside one works)"
+    if any(map(inspect.isasyncgenfunction, bodies)):
+        return "an async generator", "taskq runs plain functions (asyncio.run() inside one works)"
+    if any(map(inspect.isgeneratorfunction, bodies)):
+        return "a generator", "nobody would iterate over it; return a list, or send a task for each item"
+    return None
 
 
 def _misplaced(function: Any, bind: bool) -> str | None:

@@ -234,6 +234,28 @@ class Kind:
         return number
 
 
+class Named:
+    """An object that has all that a function has."""
+
+    def __init__(self, name: str) -> None:
+        self.__qualname__ = self.__name__ = name
+
+
+class Later(Named):
+    async def __call__(self) -> None:
+        """Would need a loop."""
+
+
+class Generating(Named):
+    def __call__(self) -> Iterator[int]:
+        yield 1
+
+
+class AsyncGenerating(Named):
+    async def __call__(self) -> AsyncIterator[int]:
+        yield 1
+
+
 @task
 def made_already() -> None:
     """A task."""
@@ -248,6 +270,10 @@ def made_already() -> None:
         (async_generator, "async_generator is an async generator"),
         (later, r"later is async; .*asyncio\.run"),
         (wraps_later, r"it wraps a function that is async.*del wrapper\.__wrapped__"),
+        (Later("called"), r"called is async; .*asyncio\.run"),
+        (Generating("called"), "called is a generator; .*return a list"),
+        (AsyncGenerating("called"), "called is an async generator"),
+        (functools.update_wrapper(Later("called"), unnamed), "unnamed is async"),
         ("shop.add", "it is a text; a task's name is given as name='shop.add'"),
         (made_already, "<Task .*made_already> is a task already"),
         (functools.partial(later), "it is a partial; write a function"),
@@ -396,7 +422,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"on_timeout": "retry"},
     {"max_retries": None},
     {"autoretry_for": (Busy,)},
-    {"retry_on": lambda error: True},
+    {"retry_on": bool},
     {"retry_backoff": True},
 ]
 
