@@ -35,9 +35,9 @@ from taskq.results.handle import AsyncResult, Source
 from taskq.results.store import Record, ResultStore
 from taskq.schedule import Schedule, ScheduleOptions, last_sent, schedule_of
 from taskq.serialization import plain_arguments
-from taskq.signature import Canvas, FlowOptions, Partial, Signature, endless
+from taskq.signature import Canvas, FlowOptions, Partial, Signature, canvases_of, endless
 from taskq.step import NOTHING_FOLLOWS, Step, has_chord, settled
-from taskq.task import Task, TaskOptions, router, tasks_in
+from taskq.task import Task, TaskOptions, decorated, router, tasks_in
 from taskq.workflow import handle_of
 
 P = ParamSpec("P")
@@ -123,7 +123,7 @@ class TaskQ:
         def decorate(function: Callable[..., Any]) -> Task[..., Any]:
             return self._adopt(Task(function, options))
 
-        return decorate(*function) if function else decorate
+        return decorated(decorate, function)
 
     def schedule(
         self, name: str, entry: Crontab | timedelta | str, signature: Canvas[Any], **options: Unpack[ScheduleOptions]
@@ -201,7 +201,7 @@ class TaskQ:
         the broker had taken responsibility for before it; of the failed batch, any may have been taken.
         """
         results: list[AsyncResult[R]] = []
-        remaining = iter(signatures)
+        remaining = canvases_of(signatures)
         while batch := list(itertools.islice(remaining, SEND_MANY_BATCH)):
             for signature in batch:
                 signature.check(0)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Generic, Protocol, Self, TypeVar, Unpack
+from typing import Any, Generic, Never, Protocol, Self, TypeVar, Unpack
 
-from taskq.errors import ConfigurationError, NotBound
-from taskq.options import FOLLOWERS, SendOptions, checked, keywords, positional, shown
+from taskq.errors import ConfigurationError, NotBound, WrongType
+from taskq.options import FLOW_OPTION_NAMES, FOLLOWERS, SendOptions, checked, keywords, positional, shown, unknown_option
 from taskq.results.group import GroupResult
 from taskq.results.handle import AsyncResult
 from taskq.serialization import plain_arguments
@@ -42,11 +42,15 @@ class Canvas(Generic[R]):
 
     options: dict[str, Any]
 
-    def set(self, **options: Unpack[FlowOptions]) -> Self:
-        """Have it sent with these options too; returns itself.
+    def set(self, *unnamed: Never, **options: Unpack[FlowOptions]) -> Self:
+        """Have it sent with these options too; returns itself. Raises ``ConfigurationError`` for a name that is none of theirs.
 
         Those of a workflow hold for all its tasks that say nothing else; a countdown or an ETA delays its beginning.
         """
+        if unnamed:
+            raise WrongType(f"{self._name()}: options have names, such as set(queue='mail'); {shown(unnamed[0])} has none")
+        if unknown := options.keys() - FLOW_OPTION_NAMES:
+            raise ConfigurationError(f"{self._name()}: {unknown_option(min(unknown))}")
         self.options.update(options)
         return self
 
@@ -94,6 +98,10 @@ class Canvas(Generic[R]):
         """A chain of the two."""
         ends = [canvas.steps if isinstance(canvas, Chain) and not canvas.options else (canvas,) for canvas in (self, after)]
         return Chain([*ends[0], *ends[1]])
+
+    def __ror__(self, before: Any) -> Chain[R]:
+        """Of what is no signature: refused in a sentence."""
+        return Chain([canvas_of(before), self])
 
     def _append(self, option: str, follower: Canvas[Any]) -> None:
         self.options[option] = [*_listed(self.options.get(option)), canvas_of(follower)]
@@ -252,10 +260,22 @@ def canvas_of(value: Any) -> Canvas[Any]:
     """What can be part of a workflow; raises ``ConfigurationError`` for what can't."""
     if isinstance(value, Canvas):
         return value
+    raise no_canvas(value)
+
+
+def no_canvas(value: Any) -> ConfigurationError:
+    """The error that says that this can't be part of a workflow."""
     way_out = (
         f"write {getattr(value, '__name__', 'task')}.s(…)" if callable(getattr(value, "s", None)) else "make one with task.s(…)"
     )
-    raise ConfigurationError(f"{shown(value)} is no signature, and so no part of a workflow; {way_out}")
+    return ConfigurationError(f"{shown(value)} is no signature, and so no part of a workflow; {way_out}")
+
+
+def canvases_of(values: Any) -> Iterator[Canvas[Any]]:
+    """What is to be sent, one by one; raises ``ConfigurationError`` for what is no iterable of signatures."""
+    if isinstance(values, Canvas) or not isinstance(values, Iterable):
+        raise WrongType(f"what is sent must be a list of signatures, such as [task.s(1), task.s(2)], not {shown(values)}")
+    return map(canvas_of, values)
 
 
 def endless() -> ConfigurationError:

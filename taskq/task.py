@@ -10,19 +10,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import timedelta
 from types import FunctionType
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, Unpack, get_args, overload
+from typing import Any, Concatenate, Generic, Literal, Never, ParamSpec, TypeVar, Unpack, get_args, overload
 
 import msgspec
 
 from taskq import checks
 from taskq.attempt import Attempt, current_attempt
-from taskq.errors import ConfigurationError
+from taskq.errors import ConfigurationError, WrongType
 from taskq.function import check as check_function
 from taskq.function import default_name, most_positional, positional, same, takes
-from taskq.options import SendOptions, checked, time_limits
+from taskq.options import SendOptions, checked, shown, time_limits
+from taskq.options import positional as positional_arguments
 from taskq.results.handle import AsyncResult
 from taskq.retry import RetryOptions, policy_of
-from taskq.signature import FlowOptions, Partial, Send, Signature
+from taskq.signature import FlowOptions, Partial, Send, Signature, no_canvas
 from taskq.step import Step
 from taskq.workflow import Group
 
@@ -161,18 +162,22 @@ class Task(Generic[P, R]):
 
     def map(self, items: Iterable[Any]) -> Signature[list[R]]:
         """One task that calls this one with each item in turn, and returns the list of the results."""
-        return self._mapped("celery.map", list(items))
+        return self._mapped("celery.map", list(_iterable(f"the items for task {self.name!r}", items)))
 
     def starmap(self, items: Iterable[Iterable[Any]]) -> Signature[list[R]]:
         """As ``map``; each item holds all arguments of a call."""
-        return self._mapped("celery.starmap", [list(item) for item in items])
+        return self._mapped("celery.starmap", self._rows(items))
 
     def chunks(self, items: Iterable[Iterable[Any]], size: int) -> Group[list[R]]:
         """A group of ``starmap``, each with ``size`` items."""
-        if size < 1:
-            raise ConfigurationError(f"a chunk has at least one item, not {size}")
-        rows = [list(item) for item in items]
+        if type(size) is not int or size < 1:
+            raise ConfigurationError(f"the size of a chunk must be a whole number from 1, not {shown(size)}")
+        rows = self._rows(items)
         return Group([self.starmap(rows[start : start + size]) for start in range(0, len(rows), size)])
+
+    def __or__(self, _: Any) -> Never:
+        """Refused: a task is no signature."""
+        raise no_canvas(self)
 
     def takes(self, count: int) -> bool:
         """Whether the function can take so many positional arguments."""
@@ -190,6 +195,12 @@ class Task(Generic[P, R]):
             policy[name] = [f"{kind.__module__}.{kind.__qualname__}" for kind in policy[name]]
         own = ("bind", "acks_late", "time_limit", "soft_time_limit", "on_worker_lost", "on_timeout")
         return {**self.defaults, **policy, **{name: getattr(self, name) for name in own}}
+
+    def _rows(self, items: Any) -> list[list[Any]]:
+        """The arguments of each call."""
+        what = f"the arguments of each call of task {self.name!r}"
+        given = _iterable(f"the items for task {self.name!r}", items)
+        return [list(positional_arguments(self.name, _iterable(what, item))) for item in given]
 
     def _mapped(self, by: str, items: list[Any]) -> Signature[list[R]]:
         called = msgspec.to_builtins(Step(task=self.name))
@@ -243,6 +254,19 @@ def tasks_in(name: str) -> list[Task[..., Any]]:
     return [value for _, value in values if isinstance(value, Task)]
 
 
+def decorated(decorate: Callable[[Callable[..., Any]], Task[..., Any]], given: tuple[Any, ...]) -> Any:
+    """The task, or the decorator that makes it where only options were given."""
+    if len(given) > 1:
+        raise WrongType(f"one function is made a task at a time, not {len(given)}; options have names, such as queue='mail'")
+    return decorate(*given) if given else decorate
+
+
+def _iterable(what: str, value: Any) -> Iterable[Any]:
+    if isinstance(value, (str, bytes, bytearray, memoryview)) or not isinstance(value, Iterable):
+        raise WrongType(f"{what} must be a list, not {shown(value)}")
+    return value
+
+
 def _is_task(value: Any) -> bool:
     return isinstance(value, Task)
 
@@ -276,4 +300,4 @@ def task(*function: Any, **options: Any) -> Any:
     def decorate(function: Callable[..., Any]) -> Task[..., Any]:
         return Task(function, options)
 
-    return decorate(*function) if function else decorate
+    return decorated(decorate, function)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from taskq import TaskQ, chain, chord, group
+from taskq import TaskQ, chain, chord, group, task
 from taskq.errors import ConfigurationError, MessageTooLarge
 from tests.support import Stage
 
@@ -276,3 +276,36 @@ def test_the_value_of_an_enum_is_the_queue(stage: Stage) -> None:
     here: Any = enum.Enum("here", {"HERE": stage.queue}, type=str)
     task.apply_async(queue=here.HERE)
     assert len(stage.drain(1)) == 1
+
+
+NO_CALLS: list[tuple[Callable[[Any], Any], str]] = [
+    (lambda app: app.send_many([app.tasks["add"]]), "write add.s"),
+    (lambda app: app.send_many([5]), "5 is no signature"),
+    (lambda app: app.send_many(app.tasks["add"]), "must be a list of signatures"),
+    (lambda app: app.send_many(call(app, "add", 1, 2)), "must be a list of signatures"),
+    (lambda app: app.send_many(None), "must be a list of signatures"),
+    (lambda app: app.tasks["add"] | call(app, "add", 1), "write add.s"),
+    (lambda app: app.tasks["add"] | app.tasks["add"], "write add.s"),
+    (lambda app: 5 | call(app, "add", 1), "5 is no signature"),
+    (lambda app: call(app, "add", 1).set(5), "task 'add': options have names, .* 5 has none"),
+    (lambda app: call(app, "add", 1).set(foo=1), "task 'add': unknown option 'foo'"),
+    (lambda app: group(call(app, "add", 1)).set(**UNKNOWN), "group .*unknown option 'quue'; did you mean 'queue'"),
+    (lambda app: app.tasks["add"].map(5), "the items for task 'add' must be a list, not 5"),
+    (lambda app: app.tasks["add"].map(None), "the items for task 'add' must be a list, not None"),
+    (lambda app: app.tasks["add"].map("ab"), "must be a list, not 'ab'"),
+    (lambda app: app.tasks["add"].starmap(5), "the items for task 'add' must be a list, not 5"),
+    (lambda app: app.tasks["add"].starmap([1, 2]), "the arguments of each call of task 'add' must be a list, not 1"),
+    (lambda app: app.tasks["add"].starmap(["ab", None]), "must be a list, not 'ab'"),
+    (lambda app: app.tasks["add"].chunks([1], 1), "must be a list, not 1"),
+    (lambda app: app.tasks["add"].chunks([(1, 2)], "2"), "a whole number from 1, not '2'"),
+    (lambda app: app.tasks["add"].chunks([(1, 2)], 1.5), "a whole number from 1, not 1.5"),
+    (lambda app: app.tasks["add"].chunks([(1, 2)], True), "a whole number from 1, not True"),
+    (lambda app: app.task(add, note), "one function is made a task at a time, not 2"),
+    (lambda _: task(add, "mail"), "one function is made a task at a time, not 2"),  # type: ignore[call-overload]
+]
+
+
+@pytest.mark.parametrize(("make", "says"), NO_CALLS, ids=map(str, range(len(NO_CALLS))))
+def test_what_is_no_call_is_refused_in_a_sentence(app: TaskQ, make: Callable[[Any], Any], says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        make(app)

@@ -432,12 +432,13 @@ def test_one_function_is_no_two_tasks_of_one_name_with_different_options(app: Ta
     def note(value: Any) -> Any:
         return value
 
-    first = app.task(name="note")(note)
+    make: Any = app.task
+    first = make(name="note")(note)
     with pytest.raises(ConfigurationError, match=f"'note' is made twice, with a different {next(iter(options))};"):
-        app.task(name="note", **options)(note)
+        make(name="note", **options)(note)
     assert app.tasks["note"] is first
-    app.task(name="again", **options)(note)
-    app.task(name="again", **options)(note)
+    make(name="again", **options)(note)
+    make(name="again", **options)(note)
 
 
 def test_options_of_a_module_that_is_imported_again_are_the_same(modules: Callable[..., None]) -> None:
