@@ -135,7 +135,7 @@ def positional(task: str, args: Any) -> Sequence[Any]:
         return args  # type: ignore[no-any-return]  # it is one of the two
     if args is None:
         return ()
-    if isinstance(args, (str, bytes, bytearray, Mapping, AbstractSet)) or not isinstance(args, Iterable):
+    if isinstance(args, (str, bytes, bytearray, memoryview, Mapping, AbstractSet)) or not isinstance(args, Iterable):
         raise ArgumentRefused(
             f"the arguments of task {task!r} must be a tuple or a list of them, such as ({shown(args)},), not {shown(args)}; "
             "delay(…) takes them one by one"

@@ -175,6 +175,7 @@ ARGUMENTS: list[tuple[Callable[[Any], Any], str]] = [
     (lambda app: app.tasks["add"].apply_async(1, 2), "must be a tuple or a list of them, such as (1,), not 1"),
     (lambda app: app.tasks["add"].apply_async("ab"), "must be a tuple or a list of them, such as ('ab',)"),
     (lambda app: app.tasks["add"].apply_async({"a": 1, "b": 2}), "must be a tuple or a list"),
+    (lambda app: app.tasks["add"].apply_async(memoryview(b"ab")), "must be a tuple or a list of them, such as (<memory"),
     (lambda app: app.tasks["add"].apply_async({1, 2}), "must be a tuple or a list"),
     (lambda app: app.tasks["add"].apply_async((1,), 2), "the keyword arguments of task 'add' must be a dict, not 2"),
     (lambda app: app.send_task("unknown", kwargs={1: 2}), "the name of a keyword argument of task 'unknown'"),
