@@ -48,6 +48,8 @@ from taskq.describe import repr_of, text_of
 
 #: The longest that a retry may be put off, in seconds: a century.
 LONGEST_COUNTDOWN = 100 * 366 * 86_400.0
+#: The most retries that a number can ask for; None, in a task's policy, is no end of them.
+MOST_RETRIES = 2**31 - 1
 
 
 class TaskqError(Exception):
@@ -171,6 +173,11 @@ class Retry(Verdict):
     task's policy says), unless that would be more than ``max_retries`` (None: the task's).
     """
 
+    # A subclass with a constructor of its own need not call this one.
+    exc: BaseException | None = None
+    countdown: float | None = None
+    max_retries: int | None = None
+
     def __init__(
         self,
         exc: BaseException | str | None = None,
@@ -178,8 +185,7 @@ class Retry(Verdict):
         max_retries: int | None = None,
     ) -> None:
         countdown = _countdown(countdown)
-        if max_retries is not None and (type(max_retries) is not int or max_retries < 0):
-            raise ConfigurationError(f"max_retries must be a whole number from 0, or None for the task's, not {max_retries!r}")
+        _limit(max_retries)
         when = "" if countdown is None else f" in {countdown:g} s"
         if exc is None or isinstance(exc, BaseException):
             self.exc = exc
@@ -191,12 +197,29 @@ class Retry(Verdict):
         self.countdown = None if countdown is None else max(0.0, float(countdown))
         self.max_retries = max_retries
 
+    def check(self) -> None:
+        """Take what was set on it since, or raise ``ConfigurationError`` where that makes no sense."""
+        if self.exc is not None and not isinstance(self.exc, BaseException):
+            raise ConfigurationError(f"the exc of a retry must be an exception or None, not {repr_of(self.exc)}")
+        _limit(self.max_retries)
+        countdown = _countdown(self.countdown)
+        self.countdown = None if countdown is None else max(0.0, float(countdown))
+
+
+def _limit(value: Any) -> None:
+    if value is not None and not (type(value) is int and 0 <= value <= MOST_RETRIES):
+        raise ConfigurationError(
+            f"max_retries must be a whole number from 0 to {MOST_RETRIES}, or None for the task's, not {repr_of(value)}"
+        )
+
 
 def _countdown(value: Any) -> float | None:
     """The seconds that are meant, which may be a ``timedelta``; a retry that is due already is due at once."""
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if seconds is not None and (type(seconds) not in (int, float) or not -math.inf < seconds <= LONGEST_COUNTDOWN):
-        raise ConfigurationError(f"the countdown of a retry must be a number of seconds, a century at most, not {value!r}")
+        raise ConfigurationError(
+            f"the countdown of a retry must be a number of seconds, a century at most, not {repr_of(value)}"
+        )
     return seconds
 
 

@@ -14,7 +14,8 @@ from datetime import timedelta
 from typing import Any, TypedDict
 
 from taskq import checks
-from taskq.errors import ConfigurationError, MaxRetriesExceeded, Terminated, Verdict
+from taskq.describe import repr_of
+from taskq.errors import MOST_RETRIES, ConfigurationError, MaxRetriesExceeded, Retry, Terminated, Verdict
 
 #: Beyond this exponent every delay is at its maximum, and 2.0 to its power is still a float.
 _LARGEST_EXPONENT = 1000
@@ -55,8 +56,10 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         limit = self.max_retries
-        if limit is not None and (type(limit) is not int or limit < 0):
-            raise ConfigurationError(f"max_retries must be a whole number from 0, or None for no end of them, not {limit!r}")
+        if limit is not None and not (type(limit) is int and 0 <= limit <= MOST_RETRIES):
+            raise ConfigurationError(
+                f"max_retries must be a whole number from 0 to {MOST_RETRIES}, or None for no end of them, not {repr_of(limit)}"
+            )
         for name in _SECONDS:
             checks.seconds(name, getattr(self, name))
         for name in ("autoretry_for", "dont_autoretry_for"):
@@ -101,6 +104,18 @@ def policy_of(options: Mapping[str, Any]) -> RetryPolicy:
         if isinstance(given.get(name), list):
             given[name] = tuple(given[name])
     return RetryPolicy(**given)
+
+
+def sound(error: BaseException) -> BaseException:
+    """The exception, or where it is a retry that asks for what makes no sense, the one that says so."""
+    if not isinstance(error, Retry):
+        return error
+    try:
+        error.check()
+    except Exception as odd:  # noqa: BLE001  # its class is the application's
+        odd.__cause__ = error
+        return odd
+    return error
 
 
 def _check_classes(name: str, value: Any) -> None:

@@ -37,7 +37,7 @@ from taskq.errors import (
 )
 from taskq.message import ALONE, RETURNS, SENT, SUSPECTED, TICK_COPY, UNKNOWN_SINCE, Message, Publication, undecodable
 from taskq.results.store import Record, Status
-from taskq.retry import RetryPolicy
+from taskq.retry import RetryPolicy, sound
 from taskq.serialization import plain_result
 from taskq.step import NOTHING_FOLLOWS, Embed
 from taskq.task import Task, router
@@ -246,6 +246,7 @@ class Executor:
     def _raised(self, task: Task[..., Any], call: Call, error: BaseException, seconds: float) -> Outcome:
         """The task ended with an exception: what it asks for, or a retry, or its failure."""
         attempt, queue = call.attempt, str(call.attempt.queue)
+        error = sound(error)
         cause = _cause(error)
         # It has ended without taking its worker down: whatever it was suspected of, it is cleared.
         message = call.message.without(ALONE, RETURNS, SUSPECTED)

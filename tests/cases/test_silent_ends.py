@@ -6,6 +6,7 @@ Here: what a call comes to, from the retry to the result, and what operators say
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from pathlib import Path
@@ -138,6 +139,8 @@ def test_a_countdown_that_is_none_is_refused_where_it_is_given(countdown: Any) -
         {"max_retries": "3"},
         {"max_retries": -1},
         {"max_retries": 2.0},
+        {"max_retries": 2**31},
+        {"max_retries": 10**5000},
         {"eta": date(2026, 1, 1)},
         {"eta": "tomorrow"},
         {"eta": 5},
@@ -152,6 +155,41 @@ def test_options_of_a_retry_are_refused_where_they_are_given(options: dict[str, 
 def test_a_retry_that_is_due_already_is_due_at_once() -> None:
     assert Retry(countdown=-5).countdown == 0
     assert Retry(countdown=timedelta(minutes=1)).countdown == 60
+
+
+class Plain(Retry):
+    def __init__(self) -> None:
+        """Calls no constructor but its own."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "event", "says"),
+    [
+        (Plain, {}, "retried", ""),
+        (Plain, {"countdown": timedelta(seconds=5)}, "retried", ""),
+        (Plain, {"max_retries": 0}, "dead-lettered", ""),
+        (Retry, {"countdown": "zzz"}, "failed", "the countdown of a retry must be a number of seconds, .* not 'zzz'"),
+        (Retry, {"countdown": float("nan")}, "failed", "the countdown of a retry must be a number of seconds"),
+        (Retry, {"max_retries": "q"}, "failed", "max_retries must be a whole number from 0 to 2147483647, .* not 'q'"),
+        (Retry, {"exc": 5}, "failed", "the exc of a retry must be an exception or None, not 5"),
+    ],
+)
+def test_what_is_set_on_a_retry_is_taken_or_said_to_be_wrong(
+    app: TaskQ, kind: type[Retry], changes: dict[str, Any], event: str, says: str
+) -> None:
+    def ask(*_: Any) -> None:
+        verdict = kind()
+        vars(verdict).update(changes)
+        raise verdict
+
+    app.task(name="put_off")(ask)
+    run = Executor(app.tasks, config.load({"broker": BROKER}, environment={}), read, "1@host")
+    outcome = run(delivery())
+    assert outcome is not None
+    assert outcome.event == event
+    if event == "failed":
+        assert outcome.record is not None
+        assert re.search(says, decode(outcome.record.meta)["result"]["exc_message"][0])
 
 
 # Results
