@@ -149,7 +149,10 @@ def described(error: BaseException) -> dict[str, Any]:
     Celery's clients pass over ``exc_text``.
     """
     kind, args, text = type(error), args_of(error), text_of(error)
-    about = failure(name_of(kind), [_argument(arg) for arg in args[:MOST_ARGUMENTS]], module_of(kind))
+    told = [_argument(arg) for arg in args[:MOST_ARGUMENTS]]
+    if len(args) > MOST_ARGUMENTS:
+        told.append(f"… and {len(args) - MOST_ARGUMENTS} more")
+    about = failure(name_of(kind), told, module_of(kind))
     return about if text == text_of(BaseException(*args)) else {**about, "exc_text": text}
 
 

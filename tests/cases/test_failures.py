@@ -9,6 +9,7 @@ import pytest
 
 from taskq import AsyncResult, Signature, TaskQ
 from taskq.errors import DeadLettered, TaskFailed
+from taskq.workers.outcome import MOST_ARGUMENTS, described
 from tests.apps.faulty import Model
 from tests.support import Stage, Worker
 
@@ -81,3 +82,8 @@ def test_what_an_exception_says_comes_back(worker: Worker, client: TaskQ) -> Non
     with pytest.raises(TaskFailed, match="HTTP Error 404: gone"):
         client.send_task("raises", ["http"]).get(timeout=30)
     assert worker.process.poll() is None
+
+
+def test_arguments_that_are_left_out_are_counted() -> None:
+    assert described(ValueError(*range(MOST_ARGUMENTS)))["exc_message"] == list(range(MOST_ARGUMENTS))
+    assert described(ValueError(*range(100_000)))["exc_message"] == [*range(MOST_ARGUMENTS), "… and 99992 more"]
