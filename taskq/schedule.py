@@ -286,8 +286,13 @@ def _check_options(step: Step, overlap: Overlap) -> None:
             raise ConfigurationError(f"{option} is for a single call; every tick has one of its own")
     if isinstance(step.options.get("expires"), str):
         raise ConfigurationError("expires must be a number of seconds, which count anew for each tick")
-    if len(launch(step, (), NOBODY, lambda _: "default", 0.0).publish) != 1:
+    # As it would be sent at the epoch.
+    publications = launch(step, (), NOBODY, lambda _: "default", 0.0).publish
+    if len(publications) != 1:
         raise ConfigurationError("a workflow that begins with several tasks cannot be sent just once; put a task before them")
+    over, delay = publications[0].message.headers["expires"], timedelta(seconds=publications[0].delay)
+    if over is not None and datetime.fromisoformat(over) <= _EPOCH + delay:
+        raise ConfigurationError("expires must be a number of seconds above 0 and its countdown, or each tick expires")
     if overlap == "skip" and step.subtask_type is not None:
         raise ConfigurationError("overlap='skip' looks at one task's end, so it needs a single task, not a workflow")
     if overlap == "skip" and step.options.get("ignore_result"):

@@ -241,3 +241,16 @@ def test_an_environment_that_is_no_text_is_refused(monkeypatch: pytest.MonkeyPat
 def test_settings_may_say_seconds_by_a_timedelta_and_the_address_by_a_port() -> None:
     settings = TaskQ("silent", broker=BROKER, grace=timedelta(minutes=1), http=9808, queues={"mail"}).settings
     assert (settings.grace, settings.http, settings.queue_names) == (60.0, "9808", ("mail",))
+
+
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+@pytest.mark.parametrize("options", [{"expires": -1}, {"expires": 0}, {"expires": 5, "countdown": 5}])
+def test_a_schedule_whose_ticks_would_all_expire_is_refused(app: TaskQ, options: dict[str, Any]) -> None:
+    call = app.task(name="scheduled")(add).s(1, 2)
+    for signature in (call.clone().set(**options), call.clone().set(**options) | app.tasks["scheduled"].s(1)):
+        with pytest.raises(ConfigurationError, match="schedule 's': expires must be a number of seconds above 0"):
+            app.schedule("s", timedelta(hours=1), signature)
+    app.schedule("s", timedelta(hours=1), call.set(expires=6, countdown=5))
