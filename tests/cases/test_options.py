@@ -207,6 +207,7 @@ def deep(app: TaskQ) -> Any:
     return flow
 
 
+ONE = {"task_id": "one"}
 FLOWS: list[tuple[Callable[[Any], Any], str]] = [
     (lambda app: call(app, "add", 1, 2).on_error(app.tasks["note"]), "write note.s"),
     (lambda app: call(app, "add", 1, 2).set(link=app.tasks["note"]).delay(), "task 'add': .* write note.s"),
@@ -229,6 +230,11 @@ FLOWS: list[tuple[Callable[[Any], Any], str]] = [
         lambda app: (told(app, {"task_id": "one"}) | told(app, {"task_id": "one"})).delay(),
         "two tasks of the workflow have the id 'one'",
     ),
+    (lambda app: told(app, ONE).set(link=told(app, ONE)).delay(), "have the id 'one'"),
+    (lambda app: told(app, ONE).on_error(told(app, ONE)).delay(), "have the id 'one'"),
+    (lambda app: told(app, ONE).on_error(call(app, "note") | told(app, ONE)).delay(), "have the id 'one'"),
+    (lambda app: told(app, ONE).on_error(call(app, "note").on_error(told(app, ONE))).delay(), "have the id 'one'"),
+    (lambda app: chain(call(app, "note").on_error(told(app, ONE)), told(app, ONE)).delay(), "have the id 'one'"),
     (
         lambda app: (group(call(app, "note") for _ in range(1000)) | group(call(app, "note") for _ in range(1000))).delay(),
         "more than 67108864 bytes",
