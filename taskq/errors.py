@@ -185,7 +185,7 @@ class Retry(Verdict):
         max_retries: int | None = None,
     ) -> None:
         countdown = _countdown(countdown)
-        _limit(max_retries)
+        check_limit(max_retries, "the task's")
         when = "" if countdown is None else f" in {countdown:g} s"
         if exc is None or isinstance(exc, BaseException):
             self.exc = exc
@@ -201,15 +201,16 @@ class Retry(Verdict):
         """Take what was set on it since, or raise ``ConfigurationError`` where that makes no sense."""
         if self.exc is not None and not isinstance(self.exc, BaseException):
             raise ConfigurationError(f"the exc of a retry must be an exception or None, not {repr_of(self.exc)}")
-        _limit(self.max_retries)
+        check_limit(self.max_retries, "the task's")
         countdown = _countdown(self.countdown)
         self.countdown = None if countdown is None else max(0.0, float(countdown))
 
 
-def _limit(value: Any) -> None:
+def check_limit(value: Any, none: str) -> None:
+    """Raise ``ConfigurationError`` for what is no number of retries, nor None, which means ``none``."""
     if value is not None and not (type(value) is int and 0 <= value <= MOST_RETRIES):
         raise ConfigurationError(
-            f"max_retries must be a whole number from 0 to {MOST_RETRIES}, or None for the task's, not {repr_of(value)}"
+            f"max_retries must be a whole number from 0 to {MOST_RETRIES}, or None for {none}, not {repr_of(value)}"
         )
 
 

@@ -14,8 +14,7 @@ from datetime import timedelta
 from typing import Any, TypedDict
 
 from taskq import checks
-from taskq.describe import repr_of
-from taskq.errors import MOST_RETRIES, ConfigurationError, MaxRetriesExceeded, Retry, Terminated, Verdict
+from taskq.errors import ConfigurationError, MaxRetriesExceeded, Retry, Terminated, Verdict, check_limit
 
 #: Beyond this exponent every delay is at its maximum, and 2.0 to its power is still a float.
 _LARGEST_EXPONENT = 1000
@@ -55,11 +54,7 @@ class RetryPolicy:
     retry_jitter: bool = True
 
     def __post_init__(self) -> None:
-        limit = self.max_retries
-        if limit is not None and not (type(limit) is int and 0 <= limit <= MOST_RETRIES):
-            raise ConfigurationError(
-                f"max_retries must be a whole number from 0 to {MOST_RETRIES}, or None for no end of them, not {repr_of(limit)}"
-            )
+        check_limit(self.max_retries, "no end of them")
         for name in _SECONDS:
             checks.seconds(name, getattr(self, name))
         for name in ("autoretry_for", "dont_autoretry_for"):

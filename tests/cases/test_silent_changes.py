@@ -251,11 +251,6 @@ class Generating(Named):
         yield 1
 
 
-class AsyncGenerating(Named):
-    async def __call__(self) -> AsyncIterator[int]:
-        yield 1
-
-
 @task
 def made_already() -> None:
     """A task."""
@@ -272,7 +267,6 @@ def made_already() -> None:
         (wraps_later, r"it wraps a function that is async.*del wrapper\.__wrapped__"),
         (Later("called"), r"called is async; .*asyncio\.run"),
         (Generating("called"), "called is a generator; .*return a list"),
-        (AsyncGenerating("called"), "called is an async generator"),
         (functools.update_wrapper(Later("called"), unnamed), "unnamed is async"),
         ("shop.add", "it is a text; a task's name is given as name='shop.add'"),
         (made_already, "<Task .*made_already> is a task already"),
@@ -403,55 +397,3 @@ def test_including_a_module_that_shows_no_task_says_why(modules: Callable[..., N
 def test_a_module_is_included_by_its_name(app: TaskQ, module: Any) -> None:
     with pytest.raises(ConfigurationError, match="the name of a module must be a text"):
         app.include(module)
-
-
-class Busy(Exception):
-    pass
-
-
-OPTIONS: list[dict[str, Any]] = [
-    {"queue": "other"},
-    {"priority": 1},
-    {"expires": 5},
-    {"ignore_result": True},
-    {"bind": True},
-    {"acks_late": False},
-    {"time_limit": 5},
-    {"soft_time_limit": 5},
-    {"on_worker_lost": "fail"},
-    {"on_timeout": "retry"},
-    {"max_retries": None},
-    {"autoretry_for": (Busy,)},
-    {"retry_on": bool},
-    {"retry_backoff": True},
-]
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=[next(iter(options)) for options in OPTIONS])
-def test_one_function_is_no_two_tasks_of_one_name_with_different_options(app: TaskQ, options: dict[str, Any]) -> None:
-    def note(value: Any) -> Any:
-        return value
-
-    make: Any = app.task
-    first = make(name="note")(note)
-    with pytest.raises(ConfigurationError, match=f"'note' is made twice, with a different {next(iter(options))};"):
-        make(name="note", **options)(note)
-    assert app.tasks["note"] is first
-    make(name="again", **options)(note)
-    make(name="again", **options)(note)
-
-
-def test_options_of_a_module_that_is_imported_again_are_the_same(modules: Callable[..., None]) -> None:
-    text = """
-from taskq import task
-class Busy(Exception): pass
-@task(autoretry_for=(Busy,), retry_on=lambda error: True, queue="mail", expires=5)
-def note(value): return value
-"""
-    modules(silent_again=text)
-    app = TaskQ("silent", broker=BROKER)
-    app.include("silent_again")
-    first = app.tasks["silent_again.note"]
-    del sys.modules["silent_again"]
-    app.include("silent_again")
-    assert app.tasks["silent_again.note"] is not first

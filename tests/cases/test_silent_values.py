@@ -254,3 +254,56 @@ def test_a_schedule_whose_ticks_would_all_expire_is_refused(app: TaskQ, options:
         with pytest.raises(ConfigurationError, match="schedule 's': expires must be a number of seconds above 0"):
             app.schedule("s", timedelta(hours=1), signature)
     app.schedule("s", timedelta(hours=1), call.set(expires=6, countdown=5))
+
+
+class Busy(Exception):
+    pass
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"queue": "other"},
+    {"priority": 1},
+    {"expires": 5},
+    {"ignore_result": True},
+    {"bind": True},
+    {"acks_late": False},
+    {"time_limit": 5},
+    {"soft_time_limit": 5},
+    {"on_worker_lost": "fail"},
+    {"on_timeout": "retry"},
+    {"max_retries": None},
+    {"autoretry_for": (Busy,)},
+    {"retry_on": bool},
+    {"retry_backoff": True},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=[next(iter(options)) for options in OPTIONS])
+def test_one_function_is_no_two_tasks_of_one_name_with_different_options(app: TaskQ, options: dict[str, Any]) -> None:
+    def note(value: Any) -> Any:
+        return value
+
+    make: Any = app.task
+    first = make(name="note")(note)
+    with pytest.raises(ConfigurationError, match=f"'note' is made twice, with a different {next(iter(options))};"):
+        make(name="note", **options)(note)
+    assert app.tasks["note"] is first
+    make(name="again", **options)(note)
+    make(name="again", **options)(note)
+
+
+def test_options_of_a_module_that_is_imported_again_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """
+from taskq import task
+class Busy(Exception): pass
+@task(autoretry_for=(Busy,), retry_on=lambda error: True, queue="mail", expires=5)
+def note(value): return value
+"""
+    (tmp_path / "silent_again.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    app = TaskQ("silent", broker=BROKER)
+    app.include("silent_again")
+    first = app.tasks["silent_again.note"]
+    monkeypatch.delitem(sys.modules, "silent_again")
+    app.include("silent_again")
+    assert app.tasks["silent_again.note"] is not first
