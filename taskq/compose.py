@@ -13,7 +13,7 @@ import msgspec
 
 from taskq.errors import ConfigurationError
 from taskq.message import SENT, Message, Publication
-from taskq.options import LONGEST, checked, shown, text
+from taskq.options import LONGEST, checked, queue_name, shown, text
 
 _HOSTNAME = socket.gethostname()
 
@@ -49,7 +49,7 @@ def compose(
         text("the name of a task", task)
         options = checked(options)
         delay = _delay(options, now)
-        queue = options.get("queue") or text("queue", queue)
+        queue = options.get("queue") or queue_name("queue", queue)
     except ConfigurationError as error:
         raise ConfigurationError(f"task {shown(task)}: {error}") from None
     task_id = options.get("task_id") or str(uuid.uuid4())

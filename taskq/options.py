@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 from uuid import UUID
 
 from taskq.errors import ArgumentRefused, ConfigurationError
-from taskq.message import PROTOCOL_HEADERS, TICK, TICK_COPY
+from taskq.message import PROTOCOL_HEADERS, TICK, TICK_COPY, TRIAL_PREFIX, dead_letter_queue
 
 #: The most seconds that may lie between now and anything: more is a mistake, such as milliseconds, and no clock reads it.
 LONGEST = 100 * 366 * 86_400
@@ -50,6 +50,10 @@ OPTION_NAMES = frozenset(SendOptions.__annotations__)
 #: What follows a call: signatures, which are checked as calls of their own.
 FOLLOWERS = frozenset({"link", "link_error"})
 FLOW_OPTION_NAMES = OPTION_NAMES | FOLLOWERS
+
+#: Names of queues that hold dead letters, what goes first, what is delayed, and trials: no worker would run a call from there.
+_ENDS_OF_OURS = (dead_letter_queue(""), ".returned")
+_BEGINNINGS_OF_OURS = (TRIAL_PREFIX, "taskq_delayed_")
 
 _brief = reprlib.Repr()
 _brief.maxstring = _brief.maxother = _brief.maxlong = 80
@@ -117,6 +121,18 @@ def text(name: str, value: Any) -> str:
         raise ConfigurationError(f"{name} is {shown(value)}, which holds what UTF-8 cannot carry, or a null character")
     # That of a (str, Enum) is its value.
     return str.__str__(value)
+
+
+def queue_name(name: str, value: Any) -> str:
+    """The name of a queue for calls; raises as ``checked``."""
+    queue = text(name, value)
+    if queue.endswith(_ENDS_OF_OURS) or queue.startswith(_BEGINNINGS_OF_OURS):
+        ends, beginnings = (" or ".join(map(repr, names)) for names in (_ENDS_OF_OURS, _BEGINNINGS_OF_OURS))
+        raise ConfigurationError(
+            f"{name} is {shown(queue)}, and taskq keeps names that end with {ends}, or begin with {beginnings}, for"
+            " queues of its own; rename yours"
+        )
+    return queue
 
 
 def is_text(value: Any) -> bool:
@@ -236,7 +252,7 @@ def header_value(where: str, value: Any, depth: int = DEEPEST_HEADER) -> Any:
 
 
 _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
-    "queue": text,
+    "queue": queue_name,
     "priority": _priority,
     "countdown": seconds,
     "eta": _moment,

@@ -102,6 +102,10 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"headers": {"tq-crashes": 2}}, "the header 'tq-crashes' is part of the protocol"),
     ({"headers": {"x-death": []}}, "the header 'x-death' is part of the protocol"),
     ({"headers": {"CC": ["other"]}}, "the header 'CC' is part of the protocol"),
+    ({"queue": "mail.dead"}, "queue is 'mail.dead', and taskq keeps names that end with '.dead' or '.returned'"),
+    ({"queue": "mail.returned"}, "rename yours"),
+    ({"queue": "taskq.trial.x"}, "rename yours"),
+    ({"queue": "taskq_delayed_3"}, "rename yours"),
     ({"quue": "mail"}, "unknown option 'quue'; did you mean 'queue'?"),
     ({"retry_policy": {}}, "unknown option 'retry_policy'; there are countdown, "),
 ]
@@ -247,6 +251,12 @@ FLOWS: list[tuple[Callable[[Any], Any], str]] = [
 def test_what_is_no_workflow_is_refused_in_a_sentence(app: TaskQ, make: Callable[[Any], Any], says: str) -> None:
     with pytest.raises(ConfigurationError, match=says):
         make(app)
+
+
+def test_the_default_queue_of_calls_is_none_of_taskqs_own() -> None:
+    app = TaskQ("cases", broker="sqlite:////nowhere/x.db", default_queue="mail.dead")
+    with pytest.raises(ConfigurationError, match=r"task 'add': queue is 'mail\.dead'"):
+        app.task(name="add")(add).delay(1, 2)
 
 
 def test_headers_count_for_the_size_of_a_message(app: TaskQ) -> None:
