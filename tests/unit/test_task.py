@@ -186,7 +186,7 @@ def test_a_tasks_time_limits_are_read_where_it_runs_and_not_sent(app: TaskQ) -> 
         ({"autoretry_for": ValueError}, "autoretry_for must be a tuple of exception classes"),
         ({"autoretry_for": (ValueError, "x")}, "autoretry_for must hold exception classes, and 'x' is none"),
         ({"dont_autoretry_for": (int,)}, "dont_autoretry_for must hold exception classes, and <class 'int'> is none"),
-        ({"max_retries": -1}, "max_retries must be a whole number from 0, or None"),
+        ({"max_retries": -1}, "max_retries must be a whole number from 0 to 2147483647, or None"),
         ({"max_retries": True}, "max_retries must be a whole number"),
         ({"max_retries": 2.0}, "max_retries must be a whole number"),
         ({"default_retry_delay": True}, "default_retry_delay must be a number of seconds from 0, not True"),
