@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from taskq import Retry, TaskQ, config
@@ -120,6 +121,7 @@ errors = st.recursive(
 )
 
 
+@hypothesis_settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])  # texts of 600,000 bytes
 @given(error=errors, retries=st.integers(0, 4), retried=st.booleans())
 def test_whatever_is_raised_is_an_outcome_that_can_take_effect(error: BaseException, retries: int, retried: bool) -> None:
     settings = amqp()
