@@ -70,6 +70,11 @@ class Every(msgspec.Struct, frozen=True, tag="every"):
 
     microseconds: int
 
+    def __post_init__(self) -> None:
+        if self.microseconds < 1:
+            # Ticks that do not move on would be counted without end.
+            raise ValueError(f"an entry must be due every so many microseconds, not every {self.microseconds}")
+
     def __str__(self) -> str:
         return f"every {timedelta(microseconds=self.microseconds)}"
 
