@@ -87,7 +87,8 @@ def test_operators_find_every_event() -> None:
     assert missing == set()
     firsts = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     told = {name for cell in firsts for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", cell)}
-    assert told - set(events("info", "warning", "error")) == set()
+    # The log says of itself what it could not write; no logger does.
+    assert told - set(events("info", "warning", "error")) == {"log_lines_dropped"}
     assert len(told) > 40
 
 
