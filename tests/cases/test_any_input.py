@@ -26,7 +26,7 @@ from taskq.workers.outcome import Outcome
 from tests import hostile
 from tests.apps.hostile import add, app, fail, once, refuse
 
-MANY = hypothesis_settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+MANY = hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 RANDOM = st.randoms(use_true_random=False)
 
 

@@ -175,7 +175,7 @@ bodies = st.binary(max_size=60) | commands.map(lambda said: json.dumps(said).enc
 def test_whatever_is_said_the_next_command_is_heard(stage: Stage) -> None:
     with served(stage) as (_, node, caller):
 
-        @settings(max_examples=25, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=10, suppress_health_check=list(HealthCheck))
         @given(st.lists(bodies, min_size=10, max_size=40))
         def heard(said: list[bytes]) -> None:
             say(stage, *said)

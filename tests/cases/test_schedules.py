@@ -170,7 +170,7 @@ odd_schedules = st.builds(
 
 
 def test_any_schedules_over_any_ledger_let_a_good_one_be_kept(files: Stage) -> None:
-    @settings(max_examples=25, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=10, suppress_health_check=list(HealthCheck))
     @given(st.lists(odd_schedules, max_size=3, unique_by=lambda one: one.name), st.data())
     def kept(odd: list[Schedule], data: st.DataObject) -> None:
         entries = {entry_key("cases", one.name): data.draw(written(states)) for one in odd}

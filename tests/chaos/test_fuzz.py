@@ -9,7 +9,7 @@ import pytest
 
 from tests.chaos.fuzz import faults, fuzz, opened
 
-MESSAGES = 2_000
+MESSAGES = 1_000
 SEED = 11
 
 
