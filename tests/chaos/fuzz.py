@@ -75,7 +75,6 @@ class RabbitSender:
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
-        self._connect()
 
     def _connect(self) -> None:
         url = urlsplit(self._stage.broker)
@@ -84,6 +83,13 @@ class RabbitSender:
         self._channel = self._connection.channel()
 
     def send(self, rng: Random, count: int) -> None:
+        self._connect()
+        try:
+            self._send(rng, count)
+        finally:
+            self._connection.collect()
+
+    def _send(self, rng: Random, count: int) -> None:
         sent = 0
         while sent < count:
             made = hostile.message(rng)
@@ -105,6 +111,7 @@ class RabbitSender:
                 self._channel.basic_publish(message, "", QUEUE)
             except (amqp.AMQPError, OSError):
                 # RabbitMQ did not take it.
+                self._connection.collect()
                 self._connect()
             sent += 1
 
