@@ -43,6 +43,8 @@ SUSPECTED = "tq-suspected"
 RETURNS = "tq-returns"
 #: Since when (seconds since the epoch) this message may only run with nothing else in its worker's custody.
 ALONE = "tq-alone"
+#: When (seconds since the epoch) this message came back although its task, which runs at most once, was seen to run.
+SEEN_RUNNING = "tq-seen-running"
 #: How often the broker handed this message out before it was last published; graceful returns included.
 DELIVERIES = "tq-deliveries"
 #: How many attempts there had been when the message was replayed from the dead letters, and began anew.

@@ -21,7 +21,7 @@ from taskq import log
 from taskq.config import Settings
 from taskq.errors import MessageError
 from taskq.launch import Route
-from taskq.message import ALONE, CRASHES, RETURNS, SUSPECTED, Message
+from taskq.message import ALONE, CRASHES, RETURNS, SEEN_RUNNING, SUSPECTED, Message
 from taskq.results.store import Record
 from taskq.workers.ending import counted, ended_badly
 from taskq.workers.launcher import Death
@@ -41,6 +41,8 @@ from taskq.workers.outcome import (
 
 #: After how many seconds a copy of a message comes again whose task has begun elsewhere, and not ended yet.
 TAKEN_SECONDS = 5.0
+#: After how many seconds a message that came back is judged again, where its task still ran.
+SEEN_RUNNING_SECONDS = 1.0
 #: From how many unexplained returns on a message is suspected without any proof: connections break more often than workers.
 SUSPICIOUS = 5
 
@@ -155,10 +157,11 @@ class Coroner:
         """The message came back although nobody gave it back: it may be that the worker that held it died.
 
         ``orphaned`` says that this is certain, ``begun`` that it is known to have run there when that happened, ``record`` is
-        what is recorded of the task, and ``running`` that the process in which it began lives on. Without any proof, the first
-        returns are put down to the broker.
+        what is recorded of the task, and ``running`` that somebody sees to its end: the process in which it began, or whoever
+        records that it is lost. Without any proof, the first returns are put down to the broker.
         """
-        if record is not None and (outcome := self._of_one_run(queue, message, record, running=running and not begun)):
+        message = message.without(SEEN_RUNNING)
+        if record is not None and (outcome := self._of_one_run(queue, message, record, running=running)):
             return outcome
         proven = orphaned or begun
         if ALONE in message.headers:
@@ -175,10 +178,11 @@ class Coroner:
 
     def _of_one_run(self, queue: str, message: Message, record: Record, *, running: bool) -> Outcome | None:
         """What the record of a task that runs at most once makes of its message; None where it says nothing of that."""
-        if _begun_once_by(record) == message.count("retries"):
+        if has_begun_once(message, record):
             if running:
-                # A copy of the message, or its worker lost the connection and not its life: how it ends will be known.
-                return again("delayed", queue, message, delay=TAKEN_SECONDS)
+                # A copy of the message, or its worker lost the connection and not its life, or not yet: to be judged again.
+                seen = message.with_headers(**{SEEN_RUNNING: time.time()})
+                return again("delayed", queue, seen, delay=SEEN_RUNNING_SECONDS)
             detail = "its worker vanished after the task had begun, and it runs at most once"
             return self._dead(queue, message, "lost", detail, End(Death()), kind="WorkerLost")
         if record.is_end and _ran_at_most_once(record):
@@ -229,13 +233,12 @@ def _about(queue: str, message: Message) -> dict[str, Any]:
     return {"task_id": message.headers.get("id"), "task": message.headers.get("task"), "queue": queue}
 
 
-def _begun_once_by(record: Record) -> int | None:
-    """How many retries the task had had when it began; None unless it has begun, and must not begin twice."""
+def has_begun_once(message: Message, record: Record) -> bool:
+    """Whether the task that runs at most once has begun with this attempt of its message, and is not known to have ended."""
     if record.status != "STARTED" or not _ran_at_most_once(record):
-        return None
+        return False
     about = record.described().get("result")
-    retries = about.get("retries") if isinstance(about, dict) else None
-    return retries if isinstance(retries, int) else None
+    return isinstance(about, dict) and about.get("retries") == message.count("retries")
 
 
 def _ran_at_most_once(record: Record) -> bool:

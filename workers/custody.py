@@ -28,7 +28,7 @@ from taskq.workers.orders import Orders
 from taskq.workers.outcome import Outcome, given_back, runs_at_most_once
 from taskq.workers.pace import STUCK, Pace
 from taskq.workers.pipe import ASKED, BEGUN, READY, SKIPPED
-from taskq.workers.returns import Returns
+from taskq.workers.returns import Returns, came_back
 from taskq.workers.settle import Settler
 from taskq.workers.slot import Slot
 from taskq.workers.suspects import Suspects, is_marked
@@ -105,7 +105,7 @@ class Custody:
     def take(self, deliveries: Iterable[Delivery]) -> None:
         """These have arrived from the broker."""
         for delivery in deliveries:
-            if delivery.redelivered:
+            if came_back(delivery):
                 self.returned.append(delivery)
             else:
                 self._place(delivery)

@@ -3,6 +3,10 @@
 Some this worker knows from before its connection broke (``limbo``). Of all others it is asked what is recorded of them, by the
 backend and by the run journals of the dead, and ``crashes`` decides. Many are judged with one question to the backend: after an
 outage a thousand come back at once, and the loop must not be held up by them.
+
+A task that runs at most once, and was lost, must end once although several workers may be judging copies of its message: one
+takes it on, by putting its own process into the record in the place of the dead one (``ResultStore.replace``). The others see
+the task run then, and judge their copies again later.
 """
 
 from __future__ import annotations
@@ -12,24 +16,34 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import msgspec
 
 from taskq import log
 from taskq.broker.interface import Delivery
 from taskq.errors import BrokerError, MessageError
-from taskq.message import Message
+from taskq.message import SEEN_RUNNING, Message
 from taskq.results.store import Record
-from taskq.workers.crashes import Coroner
+from taskq.workers.crashes import Coroner, has_begun_once
 from taskq.workers.limbo import Ended, Limbo, Return
 from taskq.workers.outcome import Outcome
 from taskq.workers.settle import Settler
 
 #: For how long after a lost connection nothing is proven by a message that comes back, in seconds.
 OUTAGE_SECONDS = 30.0
+#: For how long another machine is believed that it has seen a task run, in seconds.
+BELIEVED_SECONDS = 60.0
 #: How many are judged at once.
 MOST_AT_ONCE = 100
+_MARK = SEEN_RUNNING.encode()
 
 logger = log.get_logger("taskq.custody")
+
+
+def came_back(delivery: Delivery) -> bool:
+    """Whether the message is to be judged: nobody gave it back, or its task was seen to run; without decoding it."""
+    return delivery.redelivered or _MARK in delivery.properties
 
 
 class Judgement(NamedTuple):
@@ -59,6 +73,7 @@ class Returns:
         self._settler = settler
         self._coroner = coroner
         self._begun_of = begun_of
+        self._begun: set[str] = set()
         self._connection_lost_at = -OUTAGE_SECONDS
 
     def lose_connection(self, now: float) -> None:
@@ -83,8 +98,10 @@ class Returns:
             return
         messages = [self._settler.last_resort.message(delivery) for delivery in strangers]
         ids = [task_id for message in messages if isinstance(task_id := message.headers.get("id"), str)]
+        self._begun |= self._begun_of(ids)
         try:
             records = self._records(messages)
+            lost = self._take_on_lost(messages, records)
         except BrokerError as error:
             # One of them may run at most once: without an answer it must not run. They are asked about again.
             self.waiting.extendleft(reversed(strangers))
@@ -92,19 +109,47 @@ class Returns:
             return
         # Where our own connection has just broken, so may that of whoever had it, and no worker need have died.
         blinked = time.monotonic() <= self._connection_lost_at + OUTAGE_SECONDS
-        begun = self._begun_of(ids)
-        for delivery, message, record in zip(strangers, messages, records, strict=True):
+        for number, (delivery, message, record) in enumerate(zip(strangers, messages, records, strict=True)):
             task_id = message.headers.get("id")
-            facts = {"orphaned": delivery.orphaned and not blinked, "begun": isinstance(task_id, str) and task_id in begun}
+            facts = {
+                "orphaned": delivery.orphaned and not blinked,
+                "begun": isinstance(task_id, str) and task_id in self._begun,
+                "running": number not in lost,
+            }
             yield Judgement(delivery, self._decide(delivery, message, record, **facts), stranger=True)
+        self._begun.difference_update(ids)
 
-    def _decide(self, delivery: Delivery, message: Message, record: Record | None, *, orphaned: bool, begun: bool) -> Outcome:
+    def _decide(self, delivery: Delivery, message: Message, record: Record | None, **facts: bool) -> Outcome:
         try:
-            running = record is not None and _lives_on(record)
-            about = {"orphaned": orphaned, "begun": begun, "running": running}
-            return self._coroner.came_back(delivery.queue, message, record=record, **about)
+            return self._coroner.came_back(delivery.queue, message, record=record, **facts)
         except Exception as error:  # noqa: BLE001  # whatever it holds, it must not keep the others from being judged
             return self._settler.last_resort.dead_letter(delivery, error)
+
+    def _take_on_lost(self, messages: Sequence[Message], records: Sequence[Record | None]) -> set[int]:
+        """Which of these are of a lost run that this worker is to record as such; raises ``BrokerError`` as ``_records``."""
+        lost: dict[str, int] = {}
+        changes: list[tuple[Record, bytes]] = []
+        for number, (message, record) in enumerate(zip(messages, records, strict=True)):
+            if record is not None and record.id not in lost and (meta := self._lost(message, record)) is not None:
+                lost[record.id] = number
+                changes.append((record, meta))
+        store = self._settler.store
+        taken_on = store.replace(changes) if store is not None and changes else []
+        return {lost[record.id] for (record, _), done in zip(changes, taken_on, strict=True) if done}
+
+    def _lost(self, message: Message, record: Record) -> bytes | None:
+        """What the record says as soon as this worker has taken the lost run on; None where none was lost."""
+        try:
+            if not has_begun_once(message, record):
+                return None
+            known = record.described()
+        except MessageError:
+            return None
+        about = known["result"]
+        if record.id not in self._begun and _runs_on(message, about):
+            return None
+        here = {"pid": os.getpid(), "hostname": socket.gethostname(), "started": time.time()}
+        return msgspec.json.encode({**known, "result": {**about, **here}})
 
     def _records(self, messages: Sequence[Message]) -> list[Record | None]:
         """What is recorded of these tasks; raises ``BrokerError`` while that can't be found out."""
@@ -124,17 +169,14 @@ class Returns:
         return [found.get(message.headers.get("id", "")) for message in messages]
 
 
-def _lives_on(record: Record) -> bool:
-    """Whether the process lives in which the task began, as far as this machine can tell; another one may have its number."""
-    try:
-        about = record.described().get("result") if record.status == "STARTED" else None
-    except MessageError:
-        return False
+def _runs_on(message: Message, about: dict[str, Any]) -> bool:
+    """Whether the process lives in which the task began; another one may have its number."""
     match about:
         case {"hostname": hostname, "pid": int(process_id), "started": float(began)} if hostname == socket.gethostname():
             since = _alive_since(process_id)
             return since is not None and since <= began
-    return False
+    seen = message.headers.get(SEEN_RUNNING)
+    return isinstance(seen, float) and abs(time.time() - seen) < BELIEVED_SECONDS
 
 
 def _alive_since(process_id: int) -> float | None:

@@ -170,6 +170,11 @@ class RpcResults:
         """Refused, as ``begin`` is; raises ``UnsupportedFeature``."""
         self.begin(records)
 
+    def replace(self, changes: Sequence[tuple[Record, bytes]]) -> list[bool]:
+        """Refused, as ``begin`` is; raises ``UnsupportedFeature``."""
+        self.begin([record for record, _ in changes])
+        return []
+
     def fetch(self, task_ids: Sequence[str]) -> list[Record | None]:
         """The records of these ids that have come; raises ``UnsupportedFeature`` where none can."""
         self._check()

@@ -60,6 +60,7 @@ returning 1
 """
 # The round stays: what belongs to an earlier one must not begin.
 _RELEASE = "update results set run = null, own = 0 where id = ? and run = ? and status = 'STARTED'"
+_REPLACE = "update results set meta = ? where id = ? and meta = ? and status = 'STARTED' returning 1"
 # Whoever waits is told only of an end that stands: its row is what the next one to store an end finds it by.
 _TELL = """
 delete from waiters where id in (
@@ -122,6 +123,13 @@ class SqliteResults:
         """Others may begin these; raises ``DatabaseError``."""
         with self._database.transaction():
             self._database.execute_many(_RELEASE, [(key_of(record.id), record.run) for record in records])
+
+    def replace(self, changes: Sequence[tuple[Record, bytes]]) -> list[bool]:
+        """Which of these beginnings stood as they were fetched, and say this now; raises as ``store``."""
+        for record, meta in changes:
+            check_size(self._database, record.id, meta)
+        with self._database.transaction():
+            return [bool(self._database.execute(_REPLACE, (meta, key_of(record.id), record.meta))) for record, meta in changes]
 
     def _leave(self, row: tuple[Any, ...]) -> Leave:
         if self._database.execute(_BEGIN, row):

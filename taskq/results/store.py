@@ -173,6 +173,12 @@ class ResultStore(Protocol):
     def release(self, records: Sequence[Record]) -> None:
         """These had leave to begin, and it is certain that they have not and will not: others may. Raises ``BrokerError``."""
 
+    def replace(self, changes: Sequence[tuple[Record, bytes]]) -> list[bool]:
+        """Durably give these beginnings, as they were fetched, this ``meta`` instead: those that nobody has changed meanwhile.
+
+        Returns for each whether it was done; no id may come twice. Raises as ``store``.
+        """
+
     def fetch(self, task_ids: Sequence[str]) -> list[Record | None]:
         """The records of these ids, in their order; None where there is none."""
 

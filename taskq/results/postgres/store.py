@@ -85,6 +85,15 @@ with standing as (
 )
 update taskq_results set run = null, own = false from standing where taskq_results.id = standing.id
 """
+_REPLACE = """
+with standing as (
+    select taskq_results.id, given.new from taskq_results
+    join unnest(%s::text[], %s::bytea[], %s::bytea[]) as given (id, old, new)
+        on taskq_results.id = given.id and taskq_results.meta = given.old
+    where status = 'STARTED' order by taskq_results.id for update of taskq_results
+)
+update taskq_results set meta = new from standing where taskq_results.id = standing.id returning taskq_results.id
+"""
 _STATUSES = "select id, status from taskq_results where id = any(%s)"
 _FETCHED = """
 select id, status, meta, attempt from taskq_results where id = any(%s) and expires > now()
@@ -159,6 +168,13 @@ class PostgresResults:
     def release(self, records: Sequence[Record]) -> None:
         """Others may begin these; raises ``BackendError``."""
         self._change(_RELEASE, ([key_of(record.id) for record in records], [record.run for record in records]))
+
+    def replace(self, changes: Sequence[tuple[Record, bytes]]) -> list[bool]:
+        """Which of these beginnings stood as they were fetched, and say this now; raises as ``store``."""
+        keys = [key_of(record.id) for record, _ in changes]
+        values = keys, [record.meta for record, _ in changes], [meta for _, meta in changes]
+        replaced = self._connections.run(lambda connection: {key for (key,) in connection.execute(_REPLACE, values)})
+        return [key in replaced for key in keys]
 
     def fetch(self, task_ids: Sequence[str]) -> list[Record | None]:
         """The records of these ids, in their order, None where there is none; raises ``BackendError``."""

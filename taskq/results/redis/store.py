@@ -123,6 +123,21 @@ for i, key in ipairs(KEYS) do
     end
 end
 """
+_REPLACE = """
+local answer = {}
+for i, key in ipairs(KEYS) do
+    local replaced = redis.call('GET', key) == ARGV[2 * i - 1]
+    if replaced then
+        local kept_ms = redis.call('PTTL', key)
+        redis.call('SET', key, ARGV[2 * i])
+        if kept_ms > 0 then
+            redis.call('PEXPIRE', key, kept_ms)
+        end
+    end
+    answer[i] = replaced and 1 or 0
+end
+return answer
+"""
 
 
 class _Head(msgspec.Struct):
@@ -147,8 +162,8 @@ class RedisResults:
         self._server = Server(url)
         self._ttl = milliseconds(ttl)
         self._listener = Listener(self._server)
-        scripts = (_STORE, _BEGIN, _RELEASE)
-        self._store, self._begin, self._release = map(self._server.client.register_script, scripts)
+        scripts = (_STORE, _BEGIN, _RELEASE, _REPLACE)
+        self._store, self._begin, self._release, self._replace = map(self._server.client.register_script, scripts)
         self.chords: Chords | None = RedisChords(self._server, ttl)
         self.ledger: Ledger | None = RedisLedger(self._server)
 
@@ -165,6 +180,15 @@ class RedisResults:
         if records:
             with self._server.asked():
                 self._release([raw(PREFIX + record.id) for record in records], [record.run or "" for record in records])
+
+    def replace(self, changes: Sequence[tuple[Record, bytes]]) -> list[bool]:
+        """Which of these beginnings stood as they were fetched, and say this now; raises as ``store``."""
+        if not changes:
+            return []
+        keys = [raw(PREFIX + record.id) for record, _ in changes]
+        arguments = [text for record, meta in changes for text in (record.meta, meta)]
+        largest = max(len(meta) for _, meta in changes)
+        return [bool(done) for done in self._server.told(functools.partial(self._replace, keys, arguments), largest)]
 
     def _run(self, script: Any, records: Sequence[Record]) -> list[bytes]:
         answers: list[bytes] = []

@@ -152,6 +152,49 @@ def test_who_has_leave_and_does_not_begin_gives_it_back(store: ResultStore) -> N
     assert standing(store, name) == ("SUCCESS", "c"), "what has ended has begun"
 
 
+def test_what_is_replaced_stands_as_it_was_fetched(store: ResultStore) -> None:
+    begun = [of_run(fresh(), "a") for _ in range(3)]
+    store.begin(begun)
+    assert store.replace([]) == []
+    ended = begun[2]
+    store.store([of_run(ended.id, "a", "SUCCESS")])
+    changes = [(old, old.meta.replace(b'"run"', b'"note":1,"run"')) for old in begun]
+    missing = of_run(fresh(), "a")
+    assert store.replace([*changes, (missing, missing.meta)]) == [True, True, False, False]
+    assert [fetched(store, old.id).meta for old, _ in changes[:2]] == [meta for _, meta in changes[:2]]  # type: ignore[union-attr]  # None fails too
+    assert store.replace(changes) == [False, False, False], "only once"
+    assert standing(store, begun[0].id) == ("STARTED", "a")
+    assert store.begin([of_run(begun[0].id, "b")]) == ["taken"]
+    store.store([of_another(begun[0].id)])
+    assert standing(store, begun[0].id)[0] == "FAILURE"
+    store.store([of_run(begun[0].id, "a", "SUCCESS")])
+    assert standing(store, begun[0].id) == ("SUCCESS", "a"), "the run itself has the last word all the same"
+
+
+def test_of_those_that_replace_at_once_one_does(backend: Backend) -> None:
+    stores = [backend.open() for _ in range(6)]
+    with ThreadPoolExecutor(len(stores)) as pool:
+        for _ in range(20):
+            old = of_run(fresh(), "a")
+            stores[0].begin([old])
+
+            def replace(number: int, old: Record = old) -> bool:
+                [done] = stores[number].replace([(old, old.meta[:-1] + b',"by":%d}' % number)])
+                return done
+
+            assert sorted(pool.map(replace, range(len(stores)))) == [*[False] * 5, True]
+
+
+def test_what_is_replaced_lasts_as_long_as_it_would_have(backend: Backend) -> None:
+    store = backend.open(ttl=0.3)
+    passing, lasting = record(fresh(), "STARTED"), of_run(fresh(), "a")
+    store.store([passing])
+    store.begin([lasting])
+    assert store.replace([(old, old.meta[:-1] + b',"note":1}') for old in (passing, lasting)]) == [True, True]
+    eventually(lambda: fetched(store, passing.id) is None, "it is over its time")
+    assert fetched(store, lasting.id) is not None
+
+
 def test_a_beginning_lasts_and_its_end_does_not(backend: Backend, store: ResultStore) -> None:
     short, passing, name = backend.open(ttl=0.05), record(fresh()), fresh()
     short.begin([of_run(name, "a")])
