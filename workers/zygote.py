@@ -210,7 +210,8 @@ class Zygote:
             readable, _, _ = select([control, woken], [], [])
             if woken in readable:
                 woken.recv(4096)
-                self.reap()
+                for report in self.reap():
+                    self.report(report)
             if control in readable:
                 data, descriptors, _, _ = socket.recv_fds(control, START.size, 2)
                 if not data:
@@ -273,27 +274,31 @@ class Zygote:
         finally:
             child.leave(code)
 
-    def reap(self) -> None:
-        """Report every child that has ended, was stopped or runs again."""
+    def reap(self) -> list[Report]:
+        """What has become of children since the last call: which have ended, were stopped or run again.
+
+        All of them, whoever can be told: nothing wakes this process for them a second time.
+        """
+        reports: list[Report] = []
         while True:
             try:
                 process_id, status, usage = wait4(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
             except ChildProcessError:
-                return
+                return reports
             if not process_id:
-                return
+                return reports
             if process_id not in self.children:
                 # Of a program that the application has started at its import.
                 continue
             if os.WIFSTOPPED(status):
-                self.report(Stopped(process_id))
+                reports.append(Stopped(process_id))
             elif os.WIFCONTINUED(status):
-                self.report(Continued(process_id))
+                reports.append(Continued(process_id))
             else:
                 del self.children[process_id]
                 _end_group(process_id, signal.SIGKILL if status else signal.SIGTERM)
                 unit = 1 if sys.platform == "darwin" else 1024
-                self.report(Exited(process_id, status, usage.ru_maxrss * unit))
+                reports.append(Exited(process_id, status, usage.ru_maxrss * unit))
 
     def end(self) -> None:
         """The worker ends: let the children end by themselves, and see that nothing of theirs is left."""
@@ -302,8 +307,7 @@ class Zygote:
             select([self.own.woken], [], [], left)
             with contextlib.suppress(BlockingIOError):
                 self.own.woken.recv(4096)
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                self.reap()
+            self.reap()
         for process_id in self.children:
             _end_group(process_id, signal.SIGKILL)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 import time
+from datetime import datetime
 
 import pytest
 
 from taskq.signature import Signature
+from taskq.workers.zygote import END_SECONDS
 from tests.support import Stage, Worker, eventually
 
 BASIC = "tests.apps.basic:app"
@@ -22,6 +24,14 @@ def given_back(stage: Stage, count: int) -> None:
     """So many messages are ready again, and nobody blames them for anything."""
     eventually(lambda: stage.depth() == count, f"{count} messages are ready again")
     assert all("tq-crashes" not in message.headers for message in stage.drain(count))
+
+
+def seconds_to_stop(worker: Worker) -> float:
+    """How long its end took by its own log: what the machine does beside it counts for less there."""
+    begun, over = (
+        datetime.fromisoformat(worker.logged(event)[0]["timestamp"]) for event in ("worker_stopping", "worker_stopped")
+    )
+    return (over - begun).total_seconds()
 
 
 def ended(worker: Worker) -> None:
@@ -78,7 +88,8 @@ def test_a_second_signal_ends_it_at_once(stage: Stage, group: bool) -> None:
         worker.send(signal.SIGINT, group=group)
         started = time.monotonic()
         ended(worker)
-        assert time.monotonic() - started < 3.0
+        assert time.monotonic() - started < 10.0
+        assert seconds_to_stop(worker) < END_SECONDS
         given_back(stage, 2)
 
 
@@ -100,7 +111,18 @@ def test_an_idle_worker_ends_at_once(stage: Stage) -> None:
         started = time.monotonic()
         worker.send(signal.SIGTERM)
         ended(worker)
-        assert time.monotonic() - started < 3.0
+        assert time.monotonic() - started < 10.0
+        assert seconds_to_stop(worker) < END_SECONDS
+
+
+def test_children_that_end_at_the_same_moment_are_not_waited_for(stage: Stage) -> None:
+    """The zygote hears of many ends at once, from children of a supervisor that listens no more."""
+    with stage.worker(BASIC, "-c", "12") as worker:
+        worker.started()
+        eventually(lambda: len(worker.processes()) == 14, "all children are up")
+        worker.send(signal.SIGTERM)
+        ended(worker)
+        assert seconds_to_stop(worker) < END_SECONDS
 
 
 @pytest.mark.parametrize("group", [False, True], ids=["supervisor", "group"])
