@@ -38,6 +38,8 @@ _CHECK_SECONDS = 0.01
 # Known to the module because Python's fork hooks take no arguments. A dictionary: no thread can get between its ``valuerefs``.
 _databases: weakref.WeakValueDictionary[int, Database] = weakref.WeakValueDictionary()
 _held: list[Database] = []
+# Held while a database becomes known, and throughout a fork: nobody opens another one meanwhile.
+_registering = threading.Lock()
 
 
 def path_of(url: str) -> Path:
@@ -77,7 +79,8 @@ class Database:
         self._after_commit: dict[tuple[Any, ...], None] = {}
         with self.lock:
             # Known before it is open: a fork in another thread must wait for the end of the opening.
-            _databases[id(self)] = self
+            with _registering:
+                _databases[id(self)] = self
             self._open()
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
@@ -368,13 +371,15 @@ def _before_fork() -> None:
     A copy would do harm even unused: SQLite keeps its file locks in a table per process, and a child that inherits the table
     believes in locks that only its parent holds. Then the write-ahead log can be deleted under the child's hands.
     """
-    databases = [database for reference in _databases.valuerefs() if (database := reference())]
     give_up = time.monotonic() + 10.0
     while True:
         # Long enough for a thread that waits for other processes: the more locks are held here, the sooner it has its turn.
-        held = [database for database in databases if database.lock.acquire(timeout=0.5)]
-        if len(held) == len(databases) or time.monotonic() > give_up:
+        held = [database for database in _known() if database.lock.acquire(timeout=0.5)]
+        _registering.acquire()
+        # Others may have become known while these were waited for.
+        if set(map(id, _known())) <= set(map(id, held)) or time.monotonic() > give_up:
             break
+        _registering.release()
         # Another thread is in a transaction, and may need one of the others to end it.
         for database in held:
             database.lock.release()
@@ -383,16 +388,21 @@ def _before_fork() -> None:
     _held[:] = held
 
 
+def _known() -> list[Database]:
+    return [database for reference in _databases.valuerefs() if (database := reference())]
+
+
 def _after_fork_in_parent() -> None:
     while _held:
         _held.pop().lock.release()
+    _registering.release()
 
 
 def _after_fork_in_child() -> None:
+    _registering.release()
     _held.clear()
-    for reference in _databases.valuerefs():
-        if database := reference():
-            database.disown()
+    for database in _known():
+        database.disown()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

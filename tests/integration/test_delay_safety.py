@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 
@@ -88,3 +89,19 @@ def test_a_fork_while_other_threads_send(stage: Stage) -> None:
     ids = arrived(stage, 1 + len(sent) + 5 * 3)
     assert set(sent) <= set(ids)
     assert len(set(ids)) == len(ids)
+
+
+def test_a_fork_while_other_threads_connect(stage: Stage) -> None:
+    """A child that inherits a connection of SQLite's in the middle of its opening waits for the parent's lock for ever."""
+    for _ in range(10):
+        client = stage.client(publish_timeout=60.0)
+        client.send_task("add", [0, 0])
+        with ThreadPoolExecutor(8) as pool:
+            sent = [pool.submit(client.send_task, "add", [1, number]) for number in range(16)]
+            child = fork(client, 3)
+            started = time.monotonic()
+            assert os.waitpid(child, 0)[1] == 0
+            assert time.monotonic() - started < 30
+            assert len({result.result().id for result in sent}) == 16
+        client.close()
+    assert len(set(arrived(stage, 10 * (1 + 16 + 3)))) == 200
