@@ -16,12 +16,12 @@ import sqlite3
 import stat
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from taskq import sqlite_forks
 from taskq.errors import ConfigurationError, DatabaseError
 from taskq.files import make_file, make_folder
 from taskq.schema import APPLICATION_ID, STEPS, VERSION
@@ -34,12 +34,6 @@ if sqlite3.sqlite_version_info < (3, 35, 0):
 _LOG_BYTES = 64 * 1024 * 1024
 #: For how long the file is believed to be still in its place, in seconds: a look for each of many short calls would cost much.
 _CHECK_SECONDS = 0.01
-
-# Known to the module because Python's fork hooks take no arguments. A dictionary: no thread can get between its ``valuerefs``.
-_databases: weakref.WeakValueDictionary[int, Database] = weakref.WeakValueDictionary()
-_held: list[Database] = []
-# Held while a database becomes known, and throughout a fork: nobody opens another one meanwhile.
-_registering = threading.Lock()
 
 
 def path_of(url: str) -> Path:
@@ -79,8 +73,7 @@ class Database:
         self._after_commit: dict[tuple[Any, ...], None] = {}
         with self.lock:
             # Known before it is open: a fork in another thread must wait for the end of the opening.
-            with _registering:
-                _databases[id(self)] = self
+            sqlite_forks.watch(self)
             self._open()
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
@@ -363,46 +356,3 @@ class Database:
                 time.sleep(0.005)
         if mode != "wal":
             raise DatabaseError(f"the file system of {self.path} allows no write-ahead log; name a file on a local disk")
-
-
-def _before_fork() -> None:
-    """Close every connection, so that no SQLite state is copied into the child; both sides open again at their next use.
-
-    A copy would do harm even unused: SQLite keeps its file locks in a table per process, and a child that inherits the table
-    believes in locks that only its parent holds. Then the write-ahead log can be deleted under the child's hands.
-    """
-    give_up = time.monotonic() + 10.0
-    while True:
-        # Long enough for a thread that waits for other processes: the more locks are held here, the sooner it has its turn.
-        held = [database for database in _known() if database.lock.acquire(timeout=0.5)]
-        _registering.acquire()
-        # Others may have become known while these were waited for.
-        if set(map(id, _known())) <= set(map(id, held)) or time.monotonic() > give_up:
-            break
-        _registering.release()
-        # Another thread is in a transaction, and may need one of the others to end it.
-        for database in held:
-            database.lock.release()
-    for database in held:
-        database.park()
-    _held[:] = held
-
-
-def _known() -> list[Database]:
-    return [database for reference in _databases.valuerefs() if (database := reference())]
-
-
-def _after_fork_in_parent() -> None:
-    while _held:
-        _held.pop().lock.release()
-    _registering.release()
-
-
-def _after_fork_in_child() -> None:
-    _registering.release()
-    _held.clear()
-    for database in _known():
-        database.disown()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
