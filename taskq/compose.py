@@ -11,9 +11,10 @@ from typing import Any
 
 import msgspec
 
+from taskq.checks import MOST_SECONDS, shown, text
 from taskq.errors import ConfigurationError
 from taskq.message import SENT, Message, Publication
-from taskq.options import LONGEST, checked, queue_name, shown, text
+from taskq.options import checked, queue_name
 
 _HOSTNAME = socket.gethostname()
 
@@ -92,7 +93,7 @@ def _delay(options: Mapping[str, Any], now: float) -> float:
     if eta is None:
         return max(0.0, float(options.get("countdown", 0.0)))
     delay: float = eta.timestamp() - now
-    if delay > LONGEST:
+    if delay > MOST_SECONDS:
         raise ConfigurationError(f"eta is {eta.isoformat()}, more than a hundred years away")
     return max(0.0, delay)
 

@@ -18,6 +18,7 @@ import msgspec
 
 from taskq import log
 from taskq.broker.interface import Check
+from taskq.checks import is_text, shown
 from taskq.compose import Family, compose
 from taskq.decoding import UNREADABLE, unreadable
 from taskq.describe import bounded
@@ -25,7 +26,7 @@ from taskq.errors import ConfigurationError, MessageError, MessageTooLarge
 from taskq.gathering import as_raised, decode_plain, told_once, values_of
 from taskq.inherit import beginning, enlisted, handed_down, spread
 from taskq.message import HIGHEST_COUNT, Message, Publication
-from taskq.options import OPTION_NAMES, header_value, is_text, shown
+from taskq.options import OPTION_NAMES, header_value
 from taskq.results.store import Barrier, Part, Status
 from taskq.step import GROUP, NOTHING_FOLLOWS, Embed, Step, chain_of, chord_of, derived, settled, step_of
 

@@ -7,19 +7,15 @@ again changes nothing.
 from __future__ import annotations
 
 import difflib
-import reprlib
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict
-from uuid import UUID
 
+from taskq.checks import MOST_SECONDS, is_text, number_of_seconds, shown, text, truth
 from taskq.errors import ArgumentRefused, ConfigurationError
 from taskq.message import PROTOCOL_HEADERS, TICK, TICK_COPY, TRIAL_PREFIX, dead_letter_queue
 
-#: The most seconds that may lie between now and anything: more is a mistake, such as milliseconds, and no clock reads it.
-LONGEST = 100 * 366 * 86_400
 #: AMQP's limit for the id of a message and the name of a header, in bytes.
 LONGEST_ID = 255
 #: How deep the value of a header may be nested.
@@ -55,17 +51,6 @@ FLOW_OPTION_NAMES = OPTION_NAMES | FOLLOWERS
 _ENDS_OF_OURS = (dead_letter_queue(""), ".returned")
 _BEGINNINGS_OF_OURS = (TRIAL_PREFIX, "taskq_delayed_")
 
-_brief = reprlib.Repr()
-_brief.maxstring = _brief.maxother = _brief.maxlong = 80
-
-
-def shown(value: Any) -> str:
-    """The value as an error names it: cut, and whatever its own ``repr`` does."""
-    try:
-        return _brief.repr(value)
-    except ValueError:  # an integer with more digits than Python writes out
-        return f"a {type(value).__name__} of {sys.getsizeof(value)} bytes"
-
 
 def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     """What the options say, in its one form, followers left out; raises ``ConfigurationError``, which names the option."""
@@ -99,28 +84,13 @@ def time_limits(options: Mapping[str, Any]) -> tuple[float | None, float | None]
 
 
 def seconds(name: str, value: Any) -> float:
-    """So many seconds, given as a number or a ``timedelta``; raises as ``checked``."""
-    number = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(number, bool) or not isinstance(number, (int, float)):
+    """So many seconds from now on, or ago, given as a number or a ``timedelta``; raises as ``checked``."""
+    number = number_of_seconds(value)
+    if number is None:
         raise ConfigurationError(f"{name} must be a number of seconds or a timedelta, not {shown(value)}")
-    if not -LONGEST <= number <= LONGEST:
+    if not -MOST_SECONDS <= number <= MOST_SECONDS:
         raise ConfigurationError(f"{name} must be a number of seconds, a hundred years of them at most, not {shown(value)}")
-    return int(number) if isinstance(number, int) else float(number)
-
-
-def text(name: str, value: Any) -> str:
-    """A text that every broker and backend can carry; raises as ``checked``."""
-    if type(value) is str and value and value.isascii() and "\0" not in value:
-        return value  # nearly all are, and each call has some
-    if not isinstance(value, str):
-        way_out = f"; write str({name})" if isinstance(value, UUID) else ""
-        raise ConfigurationError(f"{name} must be a str, not {shown(value)}{way_out}")
-    if not value:
-        raise ConfigurationError(f"{name} must not be empty")
-    if not is_text(value):
-        raise ConfigurationError(f"{name} is {shown(value)}, which holds what UTF-8 cannot carry, or a null character")
-    # That of a (str, Enum) is its value.
-    return str.__str__(value)
+    return number
 
 
 def queue_name(name: str, value: Any) -> str:
@@ -133,16 +103,6 @@ def queue_name(name: str, value: Any) -> str:
             " queues of its own; rename yours"
         )
     return queue
-
-
-def is_text(value: Any) -> bool:
-    """Whether it is a text that every broker and backend can carry."""
-    if not isinstance(value, str) or "\0" in value:
-        return False
-    try:
-        return value.isascii() or bool(value.encode())
-    except UnicodeEncodeError:
-        return False
 
 
 def positional(task: str, args: Any) -> Sequence[Any]:
@@ -180,12 +140,6 @@ def _id(name: str, value: Any) -> str:
 def _priority(name: str, value: Any) -> int:
     if not (type(value) is int and 0 <= value <= 9):
         raise ConfigurationError(f"{name} must be a whole number from 0 to 9, not {shown(value)}")
-    return value
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ConfigurationError(f"{name} must be True or False, not {shown(value)}")
     return value
 
 
@@ -258,7 +212,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "eta": _moment,
     "expires": _expiry,
     "task_id": _id,
-    "ignore_result": _flag,
+    "ignore_result": truth,
     "time_limit": _limit,
     "soft_time_limit": _limit,
     "headers": _headers,

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Generic, Never, Protocol, Self, TypeVar, Unpack
 
+from taskq.checks import shown
 from taskq.errors import ConfigurationError, NotBound, WrongType
-from taskq.options import FLOW_OPTION_NAMES, FOLLOWERS, SendOptions, checked, keywords, positional, shown, unknown_option
+from taskq.options import FLOW_OPTION_NAMES, FOLLOWERS, SendOptions, checked, keywords, positional, unknown_option
 from taskq.results.group import GroupResult
 from taskq.results.handle import AsyncResult
 from taskq.serialization import plain_arguments

@@ -14,9 +14,10 @@ from typing import Any
 
 import msgspec
 
+from taskq.checks import is_text, shown
 from taskq.decoding import UNREADABLE, unreadable
 from taskq.errors import MessageError
-from taskq.options import LONGEST_ID, is_text, shown
+from taskq.options import LONGEST_ID
 
 TASK, CHAIN, GROUP, CHORD = None, "chain", "group", "chord"
 

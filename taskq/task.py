@@ -16,10 +16,11 @@ import msgspec
 
 from taskq import checks
 from taskq.attempt import Attempt, current_attempt
+from taskq.checks import shown
 from taskq.errors import ConfigurationError, WrongType
 from taskq.function import check as check_function
 from taskq.function import default_name, most_positional, positional, same, takes
-from taskq.options import SendOptions, checked, shown, time_limits
+from taskq.options import SendOptions, checked, time_limits
 from taskq.options import positional as positional_arguments
 from taskq.results.handle import AsyncResult
 from taskq.retry import RetryOptions, policy_of

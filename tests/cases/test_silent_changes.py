@@ -395,5 +395,5 @@ def test_including_a_module_that_shows_no_task_says_why(modules: Callable[..., N
 
 @pytest.mark.parametrize("module", [5, None, ["silent_bad"], os])
 def test_a_module_is_included_by_its_name(app: TaskQ, module: Any) -> None:
-    with pytest.raises(ConfigurationError, match="the name of a module must be a text"):
+    with pytest.raises(ConfigurationError, match="the name of a module must be a str"):
         app.include(module)

@@ -208,7 +208,7 @@ def test_a_task_that_goes_elsewhere_sends_to_the_same_file(tmp_path: Path, monke
 
 @pytest.mark.parametrize("name", [None, 5, b"shop", "", "a\x00", "a\udc80", ["shop"]])
 def test_an_app_is_called_by_a_text(name: Any) -> None:
-    with pytest.raises(ConfigurationError, match="the name of an app must"):
+    with pytest.raises(ConfigurationError, match=r"the name of an app (must|is )"):
         TaskQ(name, broker=BROKER)
 
 
@@ -234,7 +234,7 @@ def test_a_setting_of_the_wrong_kind_or_beyond_all_bounds_is_refused(name: str) 
 
 def test_an_environment_that_is_no_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TASKQ_DEFAULT_QUEUE", "caf\udce9")
-    with pytest.raises(ConfigurationError, match="TASKQ_DEFAULT_QUEUE must be text without NUL and lone surrogates"):
+    with pytest.raises(ConfigurationError, match=r"TASKQ_DEFAULT_QUEUE is .*, which holds what UTF-8 cannot carry"):
         TaskQ("silent", broker=BROKER)
 
 
