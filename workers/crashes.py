@@ -151,13 +151,14 @@ class Coroner:
         *,
         orphaned: bool,
         begun: bool,
+        blinked: bool = False,
         record: Record | None = None,
         running: bool = False,
     ) -> Outcome:
         """The message came back although nobody gave it back: it may be that the worker that held it died.
 
-        ``orphaned`` says that this is certain, ``begun`` that it is known to have run there when that happened, ``record`` is
-        what is recorded of the task, and ``running`` that somebody sees to its end: the process in which it began, or whoever
+        ``orphaned`` says that this is certain, ``begun`` that it is known to have run there when that happened, ``blinked`` that
+        connections have broken of late although no worker died, ``record`` is what is recorded of the task, and ``running`` that somebody sees to its end: the process in which it began, or whoever
         records that it is lost. Without any proof, the first returns are put down to the broker.
         """
         message = message.without(SEEN_RUNNING)
@@ -169,7 +170,7 @@ class Coroner:
                 return given_back(queue, message)
             message = with_attempt(message, self._worker, time.time(), 0.0, "its worker vanished with nothing else in custody")
             return self._count(queue, message, "crashed", None)
-        returns = message.count(RETURNS) + 1
+        returns = message.count(RETURNS) + (not blinked)
         if not proven and returns < SUSPICIOUS:
             return given_back(queue, message, **{RETURNS: returns})
         logger.warning("task_suspected", **_about(queue, message), begun=begun, orphaned=orphaned)

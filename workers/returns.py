@@ -113,6 +113,7 @@ class Returns:
             task_id = message.headers.get("id")
             facts = {
                 "orphaned": delivery.orphaned and not blinked,
+                "blinked": blinked,
                 "begun": isinstance(task_id, str) and task_id in self._begun,
                 "running": number not in lost,
             }

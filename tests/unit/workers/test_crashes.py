@@ -122,6 +122,15 @@ def test_what_a_dead_worker_leaves_is_suspected_and_not_counted(begun: bool) -> 
         assert abs(message.headers["tq-alone"] - time.time()) < 5
 
 
+def test_what_comes_back_after_an_outage_is_put_down_to_that() -> None:
+    message = MESSAGE
+    for _ in range(3 * SUSPICIOUS):
+        message = sent(coroner().came_back("mail", message, orphaned=False, begun=False, blinked=True))[2]
+    assert "tq-alone" not in message.headers
+    assert message.headers["tq-returns"] == 0, "it may have begun somewhere all the same"
+    assert "tq-alone" in sent(coroner().came_back("mail", message, orphaned=False, begun=True, blinked=True))[2].headers
+
+
 def test_without_proof_a_first_return_is_put_down_to_the_broker() -> None:
     queue, first, message = sent(coroner().came_back("mail", MESSAGE, orphaned=False, begun=False))
     assert (queue, first, message.headers["tq-returns"]) == ("mail", True, 1)
