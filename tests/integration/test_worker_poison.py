@@ -70,9 +70,14 @@ def test_crash_counts_survive_the_worker(stage: Stage) -> None:
         stage.traced("segfault", 2)
         first.send(signal.SIGKILL, group=True)
         first.wait()
+    before = len(stage.traces("segfault"))
     with stage.worker(TROUBLE, "-c", "1", "--max-crashes", "4"), pytest.raises(TaskFailed, match="crashed"):
         result.get(timeout=15)
-    assert 4 <= len(stage.traces("segfault")) <= 5
+    counts = [trace["crashes"] for trace in stage.traces("segfault")]
+    # Killed between the copy that counts the crash and the ack of what it replaces, the worker leaves both.
+    assert 4 <= len(counts) <= 7
+    assert min(counts[before:]) >= 1
+    assert max(counts) == 3
 
 
 def test_a_task_that_runs_at_most_once_does_not_run_again(stage: Stage) -> None:

@@ -29,7 +29,7 @@ def memory(worker: Worker) -> int:
 
 def test_many_tasks_that_are_due_later_cost_a_worker_nothing(stage: Stage) -> None:
     count = 20_000 if stage.broker.startswith("sqlite:") else 3_000
-    client = stage.client()
+    client = stage.client(publish_timeout=60.0)
     with stage.worker(TROUBLE) as worker:
         assert client.send_task("good", ["warm"]).get(timeout=15) == "warm"
         before = memory(worker)
