@@ -67,7 +67,7 @@ outcomes = st.builds(
 )
 
 
-@settings(max_examples=500)
+@settings(max_examples=150)
 @given(messages, st.none() | outcomes, st.booleans(), st.booleans())
 def test_whatever_a_message_and_an_outcome_hold_others_are_told_of(
     message: Message, outcome: Outcome | None, begun: bool, show: bool
@@ -87,7 +87,7 @@ def test_whatever_a_message_and_an_outcome_hold_others_are_told_of(
     assert max(len(info[name]) for name in ("args", "kwargs")) <= 10 * LONGEST
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.lists(st.text(st.characters(), max_size=30) | st.just("x" * 10_000), max_size=10))
 def test_whatever_tasks_are_called_metrics_are_valid(names: list[str]) -> None:
     vitals = Vitals(0.0)

@@ -184,7 +184,7 @@ def test_whatever_is_said_the_next_command_is_heard(stage: Stage) -> None:
         heard()
 
 
-@settings(max_examples=1_000)
+@settings(max_examples=300)
 @given(bodies)
 def test_a_message_is_a_command_or_none(body: bytes) -> None:
     try:

@@ -322,7 +322,7 @@ def memory() -> Iterator[TaskQ]:
 
 
 @given(TREES)
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_any_tree_of_signatures_is_sent_or_refused(memory: TaskQ, tree: Any) -> None:
     try:
         [result] = memory.send_many([tree])
@@ -351,7 +351,7 @@ GENUINE = [
 
 
 @given(st.data(), st.sampled_from(GENUINE), st.dictionaries(st.sampled_from(["id", "root_id", "group", "group_index"]), ODD))
-@settings(max_examples=1000)
+@settings(max_examples=300)
 def test_any_embed_is_followed_or_refused(data: st.DataObject, embed: Any, headers: dict[str, Any]) -> None:
     for _ in range(data.draw(st.integers(0, 3))):
         embed = mutated(embed, data.draw)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.chaos.fuzz import faults, fuzz, opened
 
-MESSAGES = 1_000
+MESSAGES = 300
 SEED = 11
 
 

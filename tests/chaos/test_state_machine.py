@@ -362,5 +362,5 @@ class Chaos(RuleBasedStateMachine):
 
 TestChaos = Chaos.TestCase
 TestChaos.settings = settings(
-    max_examples=200, stateful_step_count=30, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=30, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck)
 )

@@ -143,7 +143,7 @@ def resident() -> int:
 
 
 #: How often a result is asked for; ``GETS=100000`` for the whole of what is promised.
-GETS = int(os.environ.get("GETS", "8000"))
+GETS = int(os.environ.get("GETS", "4000"))
 
 
 def test_asking_again_and_again_takes_no_memory_and_no_descriptors(store: ResultStore) -> None:
