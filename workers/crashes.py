@@ -157,9 +157,10 @@ class Coroner:
     ) -> Outcome:
         """The message came back although nobody gave it back: it may be that the worker that held it died.
 
-        ``orphaned`` says that this is certain, ``begun`` that it is known to have run there when that happened, ``blinked`` that
-        connections have broken of late although no worker died, ``record`` is what is recorded of the task, and ``running`` that somebody sees to its end: the process in which it began, or whoever
-        records that it is lost. Without any proof, the first returns are put down to the broker.
+        ``orphaned`` says that this is certain, ``begun`` that it is known to have run there when that happened, ``blinked``
+        that connections have broken of late although no worker died, ``record`` is what is recorded of the task, and
+        ``running`` that somebody sees to its end: the process in which it began, or whoever records that it is lost. Without
+        any proof, the first returns are put down to the broker.
         """
         message = message.without(SEEN_RUNNING)
         if record is not None and (outcome := self._of_one_run(queue, message, record, running=running)):
