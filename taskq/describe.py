@@ -28,6 +28,8 @@ _CUT = "…"
 
 def bounded(text: str, most: int = LONGEST_TEXT) -> str:
     """The text as UTF-8 can carry it, in ``most`` bytes: lone surrogates are escaped, and the end is cut off."""
+    if type(text) is str and len(text) <= most and text.isascii():
+        return text
     raw = text[:most].encode("utf-8", "backslashreplace")
     if len(raw) <= most and len(text) <= most:
         return raw.decode()

@@ -22,8 +22,6 @@ from taskq.step import NOTHING_FOLLOWS, Embed
 from taskq.task import Task
 from taskq.workers.ending import check, read_embed
 
-_TEXT, _NUMBER = str | None, int | None
-
 
 class Call(msgspec.Struct, frozen=True):
     """What a message says, read but not yet believed: arguments are decoded later.
@@ -49,12 +47,16 @@ def read_call(message: Message, delivery: Delivery, policy: RetryPolicy) -> Call
     if not isinstance(task_id, str) or not isinstance(task, str):
         raise MessageError("the headers 'id' and 'task' are missing: this is no message of Celery's protocol 2")
     root_id, parent_id, index = headers.get("root_id"), headers.get("parent_id"), headers.get("group_index")
-    for name, value, kind in (("root_id", root_id, _TEXT), ("parent_id", parent_id, _TEXT), ("group_index", index, _NUMBER)):
-        if not isinstance(value, kind) or value is True or value is False:
-            raise MessageError(f"the header {name!r} is {repr_of(value)}, which it cannot be")
-    for text in (task_id, task, root_id, parent_id):
-        if text and not text.isascii():
-            _check_unicode(text)
+    # Written out: each call comes through here.
+    if not (root_id is None or isinstance(root_id, str)):
+        raise _cannot_be("root_id", root_id)
+    if not (parent_id is None or isinstance(parent_id, str)):
+        raise _cannot_be("parent_id", parent_id)
+    if not (index is None or type(index) is int):
+        raise _cannot_be("group_index", index)
+    if not f"{task_id}{task}{root_id}{parent_id}".isascii():
+        for text in (task_id, task, root_id, parent_id):
+            _check_unicode(text or "")
     deliveries = message.count(DELIVERIES)
     may_have_begun = delivery.redelivered or ALONE in headers or RETURNS in headers
     attempt = Attempt(
@@ -85,6 +87,10 @@ def read_call(message: Message, delivery: Delivery, policy: RetryPolicy) -> Call
         time_limit,
         soft_time_limit,
     )
+
+
+def _cannot_be(header: str, value: Any) -> MessageError:
+    return MessageError(f"the header {header!r} is {repr_of(value)}, which it cannot be")
 
 
 def _check_unicode(text: str) -> None:

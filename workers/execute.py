@@ -85,16 +85,18 @@ class Executor:
 
         Raises nothing but what ends this process: ``OSError`` where its pipe is gone, and ``KeyboardInterrupt``.
         """
-        message = undecodable(delivery.body)
+        message: Message | None = None
         try:
             message = self._read(delivery.properties, delivery.body)
             outcome = self._decide(delivery, message)
         except MessageError as error:
+            message = message or undecodable(delivery.body)
             outcome = self._letters.compose(delivery.queue, message, "undecodable", str(error))
         except (BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
             raise
         except BaseException as error:  # noqa: BLE001  # a fault of ours must cost this task alone, and no process
             self.surroundings.release()
+            message = message or undecodable(delivery.body)
             outcome = self._broken(delivery.queue, message, error)
         if outcome is None or not (outcome.publish or outcome.flow):
             return outcome

@@ -6,6 +6,7 @@ a message that is given back and a dead letter are all settled as a success is.
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any, Literal
 
@@ -107,7 +108,7 @@ def record(
         "result": result,
         "traceback": traceback,
         "children": [],
-        "date_done": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
+        "date_done": _date(int(time.time())),
         "task_id": task_id,
         "parent_id": headers.get("parent_id"),
         "root_id": headers.get("root_id"),
@@ -124,6 +125,12 @@ def record(
         meta["run"] = run
     lasting = run is not None and status == "STARTED"
     return Record(task_id, status, msgspec.json.encode(meta), attempt, lasting, message.reply_to, turn, run)
+
+
+@functools.lru_cache(maxsize=1)
+def _date(seconds: int) -> str:
+    """The moment, in seconds since the epoch, as Celery's results write it. Thousands of tasks end in the same second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(seconds))
 
 
 class _Meta(msgspec.Struct):
@@ -187,7 +194,7 @@ def past(message: Message) -> list[dict[str, Any]]:
 def with_attempt(message: Message, worker: str, started: float, seconds: float, ended: str) -> Message:
     """A copy that remembers this attempt too; ``started`` is in epoch seconds."""
     attempt = {"worker": worker, "started": started, "seconds": round(seconds, 6), "ended": bounded(ended, LONGEST_END)}
-    return message.with_headers(**{HISTORY: [*past(message), attempt][-LONGEST_HISTORY:]})
+    return msgspec.structs.replace(message, headers={**message.headers, HISTORY: [*past(message), attempt][-LONGEST_HISTORY:]})
 
 
 def again(event: Event, queue: str, message: Message, *, delay: float = 0.0, first: bool = False, **headers: Any) -> Outcome:
