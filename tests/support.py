@@ -44,7 +44,7 @@ def eventually(condition: Callable[[], T], what: str = "", seconds: float = PATI
         if now > deadline:
             raise AssertionError(f"not within {seconds:g} s: {what or condition}; last seen: {value!r}")
         # What is waited for needs the processor more than the question does, which may read a long log.
-        time.sleep(max(0.005, 4 * (now - asked)))
+        time.sleep(max(0.005, min(0.05, 2 * (now - asked))))
         asked = time.monotonic()
     return value
 

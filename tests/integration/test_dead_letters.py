@@ -261,15 +261,15 @@ def in_both(stage: Stage) -> int:
 
 def test_a_replay_that_is_killed_or_interrupted_in_the_middle_loses_nothing(stage: Stage) -> None:
     app, kills = stage.client(), (signal.SIGKILL, signal.SIGINT)
-    bury(app, map(letter, range(1000)))
+    bury(app, map(letter, range(2000)))
     for number in kills:
         kill_a_replay(stage, number)
-        eventually(lambda: in_both(stage) >= 1000, "what it held is back")
+        eventually(lambda: in_both(stage) >= 2000, "what it held is back")
     assert ids(app), "the kills came too late to show anything"
     app.replay()
     counted = Counter(sent(stage, stage.depth() or 0))
-    assert set(counted) == set(named(1000))
-    doubled = sum(counted.values()) - 1000
+    assert set(counted) == set(named(2000))
+    doubled = sum(counted.values()) - 2000
     assert doubled <= (0 if stage.broker.startswith("sqlite") else len(kills))
     left(stage, 0)
 
