@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from taskq.dead import DeadLetter, Filter, Selection
 from taskq.errors import BrokerError, ConfigurationError, MessageError, ResultError, ResultsDisabled, UnsupportedFeature
 from taskq.function import same, where
 from taskq.launch import Follow, launch
+from taskq.locks import Lock
 from taskq.message import Publication, dead_letter_queue
 from taskq.plan import Plan
 from taskq.preflight import check_later
@@ -65,7 +65,7 @@ class TaskQ:
         self._tasks: dict[str, Task[..., Any]] = {}
         self._schedules: dict[str, Schedule] = {}
         self._scheduled: dict[str, Canvas[Any]] = {}
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._source = Source(self._open_store, self.revoke, self._holds)
         self.configure({})
 

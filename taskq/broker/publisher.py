@@ -21,6 +21,7 @@ from taskq.broker.interface import Found, Letters, QueueStats, Session
 from taskq.config import Settings, masked
 from taskq.control import Control
 from taskq.errors import BrokerError, BrokerUnreachable, ConfigurationError, ConnectionLost, MessageTooLarge
+from taskq.locks import Lock
 from taskq.message import Publication
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ class Publisher:
     def __init__(self, settings: Settings, open_session: OpenSession) -> None:
         self._settings = settings
         self._open_session = open_session
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._idle: list[Session] = []
         self._inherited: list[list[Session]] = []
         _publishers.add(self)
@@ -217,7 +218,6 @@ class Publisher:
 
     def after_fork_in_child(self) -> None:
         """The parent's sessions stay the parent's: never used here, and never closed, which would close them for the parent."""
-        self._lock = threading.Lock()
         self._inherited.append(self._idle)
         self._idle = []
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -96,7 +95,6 @@ class SqliteResults:
         self._shared = database is not None and database.path == path
         self._database = database if database is not None and self._shared else Database(path)
         self._folder = liveness.folder_of(self._database)
-        self._lock = threading.Lock()
         self._idle: list[Pipe] = []
         self.chords: Chords | None = SqliteChords(self._database, ttl)
         self.ledger: Ledger | None = SqliteLedger(self._database)
@@ -189,8 +187,7 @@ class SqliteResults:
                     self._database.execute("delete from waiters where id = ? and waiter = ?", (key, pipe.id))
             return record
         finally:
-            with self._lock:
-                self._idle.append(pipe)
+            self._idle.append(pipe)
 
     def _end(self, task_id: str) -> Record | None:
         [record] = self.fetch([task_id])
@@ -234,18 +231,22 @@ class SqliteResults:
 
     def close(self) -> None:
         """Release the pipes, and the file unless it is the consumer's."""
-        with self._lock:
-            while self._idle:
-                self._idle.pop().close()
+        while (pipe := self._idle_pipe()) is not None:
+            pipe.close()
         if not self._shared:
             self._database.close()
 
     def _take_pipe(self) -> Pipe:
-        with self._lock:
-            while self._idle:
-                pipe = self._idle.pop()
-                # A forked child finds the pipes of its parent here, closed.
-                if pipe.fileno() >= 0 and pipe.in_place():
-                    return pipe
-                pipe.close()
+        while (pipe := self._idle_pipe()) is not None:
+            # A forked child finds the pipes of its parent here, closed.
+            if pipe.fileno() >= 0 and pipe.in_place():
+                return pipe
+            pipe.close()
         return Pipe(self._folder, "waiter")
+
+    def _idle_pipe(self) -> Pipe | None:
+        # Without a lock, which a fork in another thread would leave locked in the child: the list is safe by itself.
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None

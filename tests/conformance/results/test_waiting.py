@@ -128,3 +128,29 @@ def test_a_waiter_that_was_killed_harms_nobody(backend: Backend, store: ResultSt
     thread.join()
     assert got == [end]
     store.expire()
+
+
+def test_a_fork_while_other_threads_take_what_they_wait_with(store: ResultStore) -> None:
+    """A lock that another thread holds at the fork is one that nobody in the child would release."""
+    enough = threading.Event()
+
+    def wait() -> None:
+        while not enough.is_set():
+            store.wait(fresh(), 0.0001)
+
+    threads = [threading.Thread(target=wait) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(10):
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    os._exit(0 if store.wait(fresh(), 0.0001) is None else 3)
+                finally:
+                    os._exit(4)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    finally:
+        enough.set()
+        for thread in threads:
+            thread.join()
