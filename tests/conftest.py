@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -21,6 +22,12 @@ from tests.support import Stage
 # How long an example takes says what else the machine does: pytest-timeout ends what hangs.
 hypothesis.settings.register_profile("taskq", deadline=None)
 hypothesis.settings.load_profile("taskq")
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C through to what the tests start, where a shell has put ``make test`` into the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
