@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -28,6 +28,20 @@ def pytest_configure() -> None:
     """Let Ctrl-C through to what the tests start, where a shell has put ``make test`` into the background."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Reports are text that xdist can send: one lone surrogate in a log that was captured ends the process of the tests."""
+    report = yield
+    report.sections = [(name, _carried(text)) for name, text in report.sections]
+    if report.longrepr is not None and _carried(told := report.longreprtext) != told:
+        report.longrepr = _carried(told)
+    return report
+
+
+def _carried(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
