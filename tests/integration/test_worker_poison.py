@@ -77,7 +77,8 @@ def test_crash_counts_survive_the_worker(stage: Stage) -> None:
     # Killed between the copy that counts the crash and the ack of what it replaces, the worker leaves both.
     assert 4 <= len(counts) <= 7
     assert min(counts[before:]) >= 1
-    assert max(counts) == 3
+    # The run that the worker did not survive counts too, in a counter of its own.
+    assert max(counts) in (2, 3)
 
 
 def test_a_task_that_runs_at_most_once_does_not_run_again(stage: Stage) -> None:
