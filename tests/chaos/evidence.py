@@ -96,12 +96,14 @@ class Evidence:
     def unexplained(self, task_id: str) -> list[Run]:
         """The runs after which another of the same attempt came for no recorded reason."""
         elsewhere = set(self.meanwhile(task_id))
-        unexplained, reasons, more = [], set(elsewhere), 0
+        unexplained, reasons, more, copies = [], set(elsewhere), 0, 1
         for runs in self.attempts(task_id):
             for run in runs[:-1]:
                 hits = self.hits(run, *EVERYTHING)
                 reasons.update(hits)
                 if not hits and not elsewhere:
                     unexplained.append(run)
-            more += len(runs) - 1
+            # A message that was doubled comes twice in each attempt that follows, for the same reason.
+            more += max(0, len(runs) - copies)
+            copies = max(copies, len(runs)) if elsewhere else 1
         return self.ledger.runs.get(task_id, []) if more > len(reasons) and not unexplained else unexplained
