@@ -14,7 +14,7 @@ from tests.chaos.report import Report
 from tests.chaos.storm import storm
 
 SEED = 20
-SECONDS = 8.0
+SECONDS = 6.0
 
 Open = Callable[[Path], AbstractContextManager[Arena]]
 each_broker = pytest.mark.parametrize("opened", [sqlite_arena, rabbitmq_arena])

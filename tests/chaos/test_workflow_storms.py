@@ -10,7 +10,7 @@ import pytest
 from tests.chaos.workflows import Canvas, celerys, ours, staged, storm
 from tests.support import Stage
 
-RUNS = 30
+RUNS = 15
 
 
 @pytest.mark.timeout(150)
