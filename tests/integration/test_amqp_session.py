@@ -76,8 +76,10 @@ def test_a_queue_that_refuses(rabbitmq: RabbitMQ, queue: str) -> None:
         channel.queue_declare(queue, durable=True, auto_delete=False)
     rabbitmq.control("set_policy", "full", f"^{queue}$", '{"max-length": 2, "overflow": "reject-publish"}')
     session = AmqpSession(settings_for(rabbitmq.url, queue_type="classic"), 10)
-    with pytest.raises(PublishRejected, match=queue):
+    with pytest.raises((PublishRejected, PublishTimeout)) as refused:
         session.publish(publications(queue, 10), time.monotonic() + 3.0)
+    # What was rejected is tried again while there is time; a slow broker may leave the last try unanswered.
+    assert isinstance(refused.value, PublishTimeout) or queue in str(refused.value)
     session.close()
     rabbitmq.control("clear_policy", "full")
 
