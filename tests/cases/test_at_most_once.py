@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,17 +25,6 @@ from tests.conformance.results.support import Backend, fetched, fresh
 from tests.conformance.results.test_beginnings import standing
 
 SETTINGS = config.load({"broker": "sqlite:////nowhere/once.db"}, environment={})
-
-
-@pytest.fixture(params=["sqlite", "redis", "postgresql"])
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
-    """Each backend."""
-    servers = {"redis": "redis", "postgresql": "postgres"}
-    kind = request.param
-    server = request.getfixturevalue(servers[kind]) if kind in servers else None
-    backend = Backend(kind, server.url if server is not None else f"sqlite:///{tmp_path}/results.db", server)
-    yield backend
-    backend.close()
 
 
 class Asking(Alone):

@@ -7,8 +7,6 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,16 +26,6 @@ from tests.conformance.results.support import Backend, fetched, fresh
 SETTINGS = config.load({"broker": "sqlite:////nowhere/once.db"}, environment={})
 SEEN = "tq-seen-running"
 NOBODY = 2**22 + 1  # no process has this number: the kernel's greatest is 2**22
-
-
-@pytest.fixture(params=["sqlite", "redis", "postgresql"])
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
-    """Each backend."""
-    servers = {"redis": "redis", "postgresql": "postgres"}
-    server = request.getfixturevalue(servers[request.param]) if request.param in servers else None
-    backend = Backend(request.param, server.url if server is not None else f"sqlite:///{tmp_path}/results.db", server)
-    yield backend
-    backend.close()
 
 
 class Judge:
