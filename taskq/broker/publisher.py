@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from taskq.broker.interface import Found, Letters, QueueStats, Session
@@ -138,7 +138,9 @@ class Publisher:
                 raise
             except BaseException:
                 # Whoever stops half-way has moved some: where nobody waits for the broker to see to it, they could come back.
-                letters.close()
+                # Ctrl-C may have come in the middle of what the connection was reading, which is no error of the broker's.
+                with suppress(BrokerError):
+                    letters.close()
                 raise
             letters.close()
         except BaseException:

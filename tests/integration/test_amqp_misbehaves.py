@@ -10,6 +10,7 @@ import kombu
 import pytest
 
 from taskq.broker.amqp.session import AmqpSession
+from taskq.broker.publisher import Publisher
 from taskq.errors import BrokerError, ConnectionLost, PublishTimeout
 from tests.integration.amqp_support import (
     BOTH_TYPES,
@@ -116,6 +117,20 @@ def test_a_publisher_on_a_half_open_connection_gives_up_in_time(rabbitmq: Rabbit
             session.publish(publications(queue, 1), started + 0.5)
         session.close()
         assert time.monotonic() - started < 1.0
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, ValueError])
+def test_what_ends_a_look_is_told_and_not_what_it_did_to_the_connection(
+    rabbitmq: RabbitMQ, queue: str, interruption: type[BaseException]
+) -> None:
+    put(rabbitmq, queue, 3)
+    with Proxy(rabbitmq.port) as proxy:
+        publisher = Publisher(settings_for(url_through(proxy)), AmqpSession)
+        with pytest.raises(interruption), publisher.letters(queue) as letters:
+            next(iter(letters))
+            proxy.cut()
+            raise interruption
+        publisher.close()
 
 
 def test_fifty_connections_reset_in_a_row(rabbitmq: RabbitMQ, queue: str) -> None:
