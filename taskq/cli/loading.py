@@ -11,6 +11,7 @@ import importlib
 import os
 import pkgutil
 import sys
+from importlib import machinery
 from types import ModuleType, TracebackType
 from typing import Any
 
@@ -55,7 +56,8 @@ def load_app(spec: str) -> TaskQ:
 
 def _import_ours_before(folder: str) -> None:
     """Where something in this folder has the name of a library, import first what taskq may need of libraries later."""
-    names = {entry.name.partition(".")[0] for entry in os.scandir(folder)}
+    suffixes = tuple(machinery.all_suffixes())
+    names = {entry.name.partition(".")[0] for entry in os.scandir(folder) if entry.name.endswith(suffixes) or entry.is_dir()}
     if names.isdisjoint(sys.stdlib_module_names | _LIBRARIES):
         return
     for package in (taskq.broker, taskq.results):
