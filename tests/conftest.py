@@ -66,6 +66,19 @@ def rabbitmq() -> Iterator[RabbitMQ]:
 
 
 @pytest.fixture(scope="session")
+def node_to_kill() -> Iterator[RabbitMQ]:
+    """The node of ``killable_rabbitmq``."""
+    with running_node() as node:
+        yield node
+
+
+@pytest.fixture
+def killable_rabbitmq(node_to_kill: RabbitMQ) -> RabbitMQ:
+    """A node for tests that kill it: it has few queues, each of which takes part in every start. It runs when a test begins."""
+    return node_to_kill if node_to_kill.runs else node_to_kill.start()
+
+
+@pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """The private PostgreSQL server of this test run."""
     with running_postgres() as server:

@@ -106,6 +106,11 @@ class RabbitMQ:
             raise RuntimeError("the RabbitMQ node does not run")
         return self._server.pid
 
+    @property
+    def runs(self) -> bool:
+        """Whether it was started, and has not ended."""
+        return self._server is not None and self._server.poll() is None
+
     def start(self) -> RabbitMQ:
         """Start the node and wait until it speaks AMQP."""
         if self._epmd is None:

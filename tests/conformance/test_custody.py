@@ -183,8 +183,8 @@ def test_what_a_killed_publisher_was_confirmed_is_there(stage: Stage, settings: 
         assert set(numbers(hold.receive(len(confirmed)))) >= set(confirmed)
 
 
-def test_confirmed_messages_survive_the_kill_of_rabbitmq(rabbitmq: RabbitMQ, tmp_path: Any, queue: str) -> None:
-    stages = [Stage(rabbitmq.url, f"{queue}.{kind}", tmp_path, {"queue_type": kind}) for kind in ("quorum", "classic")]
+def test_confirmed_messages_survive_the_kill_of_rabbitmq(killable_rabbitmq: RabbitMQ, tmp_path: Any, queue: str) -> None:
+    stages = [Stage(killable_rabbitmq.url, f"{queue}.{kind}", tmp_path, {"queue_type": kind}) for kind in ("quorum", "classic")]
     consumers = []
     for stage in stages:
         stage.publish(*[message(number) for number in range(100)])
@@ -194,8 +194,8 @@ def test_confirmed_messages_survive_the_kill_of_rabbitmq(rabbitmq: RabbitMQ, tmp
         consumer.set_window(30)
         Hold(consumer).receive(30)
         consumers.append(consumer)
-    rabbitmq.sync()
-    rabbitmq.restart()
+    killable_rabbitmq.sync()
+    killable_rabbitmq.restart()
     for consumer in consumers:
         with pytest.raises(ConnectionLost):
             Hold(consumer).receive(1000, 5.0)

@@ -232,16 +232,16 @@ def test_heartbeats_keep_an_idle_connection(rabbitmq: RabbitMQ, queue: str) -> N
         assert len(receive(consumer, 1)) == 1
 
 
-def test_a_killed_broker_is_a_lost_connection_and_brings_everything_back(rabbitmq: RabbitMQ, queue: str) -> None:
-    put(rabbitmq, queue, 20)
-    with consuming(settings_for(rabbitmq.url), queue) as consumer:
+def test_a_killed_broker_is_a_lost_connection_and_brings_everything_back(killable_rabbitmq: RabbitMQ, queue: str) -> None:
+    put(killable_rabbitmq, queue, 20)
+    with consuming(settings_for(killable_rabbitmq.url), queue) as consumer:
         receive(consumer, 20)
-        rabbitmq.sync()
-        rabbitmq.kill()
+        killable_rabbitmq.sync()
+        killable_rabbitmq.kill()
         with pytest.raises(ConnectionLost):
             run_until(consumer, lambda: bool(consumer.receive()))
     with pytest.raises(BrokerUnreachable, match=r"guest:\*\*\*@"):
-        AmqpConsumer(settings_for(rabbitmq.url), [queue]).connect(5)
-    rabbitmq.start()
-    with consuming(settings_for(rabbitmq.url), queue) as consumer:
+        AmqpConsumer(settings_for(killable_rabbitmq.url), [queue]).connect(5)
+    killable_rabbitmq.start()
+    with consuming(settings_for(killable_rabbitmq.url), queue) as consumer:
         assert len(receive(consumer, 20)) == 20

@@ -151,17 +151,17 @@ def test_a_message_is_secured_at_once_where_that_is_asked_for(rabbitmq: RabbitMQ
     assert marks == {secured.body: (True, True), other.body: (True, False)}
 
 
-def test_a_broker_that_is_killed_brings_back_what_was_renewed(rabbitmq: RabbitMQ, queue: str) -> None:
-    put(rabbitmq, queue, 6)
-    with holding(rabbitmq, queue, 6, 0.1) as consumer:
+def test_a_broker_that_is_killed_brings_back_what_was_renewed(killable_rabbitmq: RabbitMQ, queue: str) -> None:
+    put(killable_rabbitmq, queue, 6)
+    with holding(killable_rabbitmq, queue, 6, 0.1) as consumer:
         held = receive(consumer, 6)
         run_until(consumer, lambda: not consumer.receive() and renewed(held))
-        rabbitmq.sync()
-        rabbitmq.kill()
+        killable_rabbitmq.sync()
+        killable_rabbitmq.kill()
         with pytest.raises(ConnectionLost):
             run_until(consumer, lambda: bool(consumer.receive()))
-    rabbitmq.start()
-    with consuming(settings_for(rabbitmq.url), queue) as consumer:
+    killable_rabbitmq.start()
+    with consuming(settings_for(killable_rabbitmq.url), queue) as consumer:
         again = receive(consumer, 6)
         # a copy that was under way may be there beside its original
         assert {delivery.body for delivery in again} == {delivery.body for delivery in held}

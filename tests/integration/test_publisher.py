@@ -107,10 +107,10 @@ def test_a_frozen_broker(rabbitmq: RabbitMQ, queue: str) -> None:
         rabbitmq.thaw()
 
 
-def test_nothing_confirmed_is_lost_when_the_broker_is_killed_in_the_middle(rabbitmq: RabbitMQ, queue: str) -> None:
-    publisher = Publisher(settings_for(rabbitmq.url), AmqpSession)
+def test_nothing_confirmed_is_lost_when_the_broker_is_killed_in_the_middle(killable_rabbitmq: RabbitMQ, queue: str) -> None:
+    publisher = Publisher(settings_for(killable_rabbitmq.url), AmqpSession)
     publisher.publish(publications(queue, 1))
-    rabbitmq.sync()
+    killable_rabbitmq.sync()
     confirmed = 1
     failures: list[BrokerError] = []
 
@@ -128,10 +128,10 @@ def test_nothing_confirmed_is_lost_when_the_broker_is_killed_in_the_middle(rabbi
     deadline = time.monotonic() + 30
     while confirmed < 1000 and time.monotonic() < deadline:
         time.sleep(0.001)
-    rabbitmq.kill()
+    killable_rabbitmq.kill()
     thread.join()
     assert isinstance(failures[0], (BrokerUnreachable, ConnectionLost, PublishTimeout))
-    rabbitmq.start()
+    killable_rabbitmq.start()
     assert publisher.purge(queue) >= confirmed
     publisher.close()
 

@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 
 from taskq.broker import open_caller
 from taskq.cli.main import cli
-from tests.servers import running_node
+from tests.servers import RabbitMQ
 from tests.support import ROOT, Stage, eventually
 
 BASIC = "tests.apps.basic:app"
@@ -177,15 +177,14 @@ def test_a_live_screen(sqlite_stage: Stage) -> None:
 
 
 @pytest.fixture
-def fragile_stage(queue: str, tmp_path: Path) -> Iterator[tuple[Stage, Any]]:
-    """A stage on a node of its own, which may be killed."""
-    with running_node() as node:
-        stage = Stage(node.url, queue, tmp_path, {"publish_timeout": 2.0})
-        yield stage, node
-        stage.close()
+def fragile_stage(killable_rabbitmq: RabbitMQ, queue: str, tmp_path: Path) -> Iterator[tuple[Stage, RabbitMQ]]:
+    """A stage on a node that may be killed."""
+    stage = Stage(killable_rabbitmq.url, queue, tmp_path, {"publish_timeout": 2.0})
+    yield stage, killable_rabbitmq
+    stage.close()
 
 
-def test_a_worker_is_heard_again_after_the_broker_was_away(fragile_stage: tuple[Stage, Any]) -> None:
+def test_a_worker_is_heard_again_after_the_broker_was_away(fragile_stage: tuple[Stage, RabbitMQ]) -> None:
     stage, node = fragile_stage
     with stage.worker(BASIC, "--events") as worker:
         name = stage.name_of(worker)

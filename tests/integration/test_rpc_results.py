@@ -29,7 +29,7 @@ from taskq.workers.outcome import failure, record
 from tests.conftest import staged
 from tests.integration.amqp_support import settings_for
 from tests.proxy import Proxy
-from tests.servers import RabbitMQ, free_port, running_node
+from tests.servers import RabbitMQ, free_port
 from tests.support import Stage, Worker, consuming, eventually
 
 
@@ -164,8 +164,9 @@ def test_replies_survive_broken_connections(rabbitmq: RabbitMQ, settings: Settin
             assert mine.wait(end.id, 10.0) is not None
 
 
-def test_replies_survive_a_broker_that_is_killed() -> None:
-    with running_node() as node, Proxy(node.port) as proxy, store_for(through(node, proxy)) as mine:
+def test_replies_survive_a_broker_that_is_killed(killable_rabbitmq: RabbitMQ) -> None:
+    node = killable_rabbitmq
+    with Proxy(node.port) as proxy, store_for(through(node, proxy)) as mine:
         end, later = success(call(mine.reply_to)), success(call(mine.reply_to))
         proxy.stall()
         publish(settings_for(node.url), end)

@@ -17,7 +17,7 @@ import pytest
 from taskq.results.ledger import UNDECIDED, Change, tick_entry
 from taskq.schedule import State, Tick, entry_key
 from tests.chaos.schedules import APP, SECOND, begin_scheduler, ledger_of, nominal_times
-from tests.servers import running_node
+from tests.servers import RabbitMQ
 from tests.support import ROOT, Stage, Worker, eventually
 
 KEY = entry_key("timetable", "seconds")
@@ -150,22 +150,22 @@ def test_a_clock_that_was_set_back_sends_nothing_twice(sqlite_stage: Stage) -> N
     assert min(sent_by(scheduler)) == ahead + SECOND
 
 
-def test_a_broker_that_was_away_costs_no_tick(queue: str, tmp_path: Any) -> None:
-    with running_node() as node:
-        stage = Stage(node.url, queue, tmp_path)
-        with stage.worker(APP, "--no-scheduler"), begin_scheduler(stage, 1) as scheduler:
-            stage.traced("tick")
-            node.sync()
-            node.kill()
-            eventually(lambda: scheduler.logged("scheduler_failing"), "the scheduler notices")
-            node.start()
-            eventually(lambda: scheduler.logged("scheduler_recovered"), "the scheduler goes on")
-            back = datetime.now(UTC)
-            eventually(lambda: max(nominal_times(stage)) > back + SECOND, "ticks are run")
-            assert len(scheduler.logged("scheduler_failing")) == 1
-        ran = nominal_times(stage)
-        assert set(ran.values()) == {1}
-        stage.close()
+def test_a_broker_that_was_away_costs_no_tick(killable_rabbitmq: RabbitMQ, queue: str, tmp_path: Any) -> None:
+    node = killable_rabbitmq
+    stage = Stage(node.url, queue, tmp_path)
+    with stage.worker(APP, "--no-scheduler"), begin_scheduler(stage, 1) as scheduler:
+        stage.traced("tick")
+        node.sync()
+        node.kill()
+        eventually(lambda: scheduler.logged("scheduler_failing"), "the scheduler notices")
+        node.start()
+        eventually(lambda: scheduler.logged("scheduler_recovered"), "the scheduler goes on")
+        back = datetime.now(UTC)
+        eventually(lambda: max(nominal_times(stage)) > back + SECOND, "ticks are run")
+        assert len(scheduler.logged("scheduler_failing")) == 1
+    ran = nominal_times(stage)
+    assert set(ran.values()) == {1}
+    stage.close()
 
 
 def test_a_worker_that_is_told_so_leaves_schedules_to_others(sqlite_stage: Stage) -> None:

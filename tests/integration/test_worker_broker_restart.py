@@ -16,17 +16,15 @@ from taskq.errors import BrokerError
 from taskq.message import dead_letter_queue
 from taskq.results.handle import AsyncResult
 from taskq.signature import Signature
-from tests.servers import RabbitMQ, running_node
+from tests.servers import RabbitMQ
 from tests.support import Stage, Worker, eventually
 
 BASIC = "tests.apps.basic:app"
 
 
-@pytest.fixture(scope="module")
-def node() -> Iterator[RabbitMQ]:
-    """A node of one's own: other tests' queues would take part in every restart."""
-    with running_node() as node:
-        yield node
+@pytest.fixture
+def node(killable_rabbitmq: RabbitMQ) -> RabbitMQ:
+    return killable_rabbitmq
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import json
 import signal
 import statistics
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +17,7 @@ from taskq.signature import Signature
 from taskq.workers.watchdog import DOUBT_SECONDS, WATCH_SECONDS
 from tests.metrics import Sample, samples
 from tests.proxy import Proxy
-from tests.servers import RabbitMQ, running_node
+from tests.servers import RabbitMQ
 from tests.support import PATIENCE, Stage, Worker, eventually
 from tests.systemd import Systemd
 
@@ -29,11 +28,9 @@ HTTP = ("--http", "127.0.0.1:0")
 DELIVER = b"\x00\x3c\x00\x3c"
 
 
-@pytest.fixture(scope="module")
-def node() -> Iterator[RabbitMQ]:
-    """A node of one's own, because it is killed."""
-    with running_node() as node:
-        yield node
+@pytest.fixture
+def node(killable_rabbitmq: RabbitMQ) -> RabbitMQ:
+    return killable_rabbitmq
 
 
 class Probe:
