@@ -26,7 +26,7 @@ def to_send(settlement: Settlement, *, replies: bool) -> tuple[Publication, ...]
     """What goes out next of what the settlement publishes; where results are ``replies``, they do too."""
     if settlement.unsent is not None:
         return settlement.unsent[:1]
-    stage = settlement.stage
+    stage = settlement.stages[0]
     if not replies:
         return stage.publish
     records = (stage.record, *(stage.flow.records if stage.flow is not None else ()))

@@ -161,8 +161,10 @@ class Settler:
             self._store_notes()
             active = [settlement for settlement in batch if settlement.stages]
             while active:
-                self._publish(consumer, active)
-                done = [settlement for settlement in active if self._confirmed(settlement, now)]
+                done, following = self._parted(active)
+                if following:
+                    self._publish(consumer, following)
+                    done += [settlement for settlement in following if self._confirmed(settlement, now)]
                 active = self._record(done, now)
                 finished += [settlement for settlement in done if not settlement.stages]
             self._close([member.part.chord for settlement in finished for member in settlement.members])
@@ -197,9 +199,10 @@ class Settler:
             return
         settlement.due = now
         if of_chord:
-            settlement.chord_failures.append(in_words(error))
+            settlement.chord_failures += (in_words(error),)
             if settlement.members:
-                settlement.stages = [_ask_again(settlement.members.pop())]
+                *members, last = settlement.members
+                settlement.members, settlement.stages = tuple(members), [_ask_again(last)]
                 settlement.await_nothing()
             return
         if settlement.asked is not None:
@@ -254,11 +257,18 @@ class Settler:
             # Before what is published of them in this pass: whoever gets that must not find that it has begun.
             self.store.release(self.withdrawn)
 
+    def _parted(self, settlements: Sequence[Settlement]) -> tuple[list[Settlement], list[Settlement]]:
+        """Those that publish nothing, as most do, and those that have something to send or to be confirmed."""
+        silent: list[Settlement] = []
+        following: list[Settlement] = []
+        for settlement in settlements:
+            follows = settlement.receipt is not None or to_send(settlement, replies=self._replies)
+            (following if follows else silent).append(settlement)
+        return silent, following
+
     def _publish(self, consumer: Consumer, settlements: Sequence[Settlement]) -> None:
         """Open the chords that begin, and send what has not been sent."""
-        new = [
-            (s, publish) for s in may_go_out(settlements, self.settlements) if (publish := to_send(s, replies=self._replies))
-        ]
+        new = [(s, to_send(s, replies=self._replies)) for s in may_go_out(settlements, self.settlements)]
         if barriers := [barrier for settlement, _ in new if (flow := settlement.stage.flow) for barrier in flow.barriers]:
             if self.store is None or self.store.chords is None:
                 logger.error("chords_not_counted", chords=[barrier.chord for barrier in barriers])
@@ -274,6 +284,7 @@ class Settler:
     def _confirmed(self, settlement: Settlement, now: float) -> bool:
         """Whether the broker has taken what follows. What it has refused is that settlement's trouble."""
         if settlement.receipt is None:
+            # Its turn has not come, or what it sends was refused at once.
             return not to_send(settlement, replies=self._replies)
         try:
             confirmed = settlement.receipt.confirmed
@@ -314,21 +325,32 @@ class Settler:
                 settlement.stages.clear()
             return []
         records: list[Record] = []
+        asking: list[tuple[Settlement, Record]] = []
+        members: list[tuple[Settlement, Member]] = []
         for settlement in done:
-            stage = settlement.stage
-            if stage.record is not None and settlement.asked is None:
-                records.append(stage.record)
+            stage = settlement.stages[0]
+            if stage.record is not None:
+                if settlement.asked is None:
+                    records.append(stage.record)
+                else:
+                    asking.append((settlement, stage.record))
             if stage.flow is not None:
                 records += stage.flow.records
+                members += [(settlement, member) for member in stage.flow.members]
         if records:
             self.store.store(records)
-        self._begin(self.store, [(s, s.stage.record) for s in done if s.asked is not None and s.stage.record is not None])
-        members = [(s, member) for s in done if s.stage.flow is not None for member in s.stage.flow.members]
+        self._begin(self.store, asking)
         gatherings = self._count([member for _, member in members])
         for settlement in done:
             del settlement.stages[0]
             settlement.await_nothing()
             settlement.due = 0.0
+        if members:
+            self._gather(members, gatherings, now)
+        return [settlement for settlement in done if settlement.stages and settlement.due <= now]
+
+    def _gather(self, members: Sequence[tuple[Settlement, Member]], gatherings: Sequence[Gathering], now: float) -> None:
+        """The settlements of these members, whose chords stand so, go on with the bodies of those that are complete."""
         # A member that has ended twice may complete its chord twice, but the claim is the worker's.
         under_way = {member.part.chord for settlement in self.settlements for member in settlement.members}
         for (settlement, member), gathering in zip(members, gatherings, strict=True):
@@ -337,12 +359,11 @@ class Settler:
                     under_way.add(member.part.chord)
                     route = self.last_resort.route
                     settlement.stages.append(chord_ended(member, gathering, route, settlement.chord_failures))
-                    settlement.members.append(member)
+                    settlement.members += (member,)
                 case "complete" | "contested":
                     # Whoever has the claim may be dead: until it is certain that the body has begun, this member asks again.
                     settlement.stages.append(_ask_again(member))
                     settlement.due = now + CONTESTED_SECONDS
-        return [settlement for settlement in done if settlement.stages and settlement.due <= now]
 
     def _begin(self, store: ResultStore, asking: Sequence[tuple[Settlement, Record]]) -> None:
         """Record that these begin, where their tasks have not begun. Of a message that was sent twice, one copy runs."""

@@ -16,7 +16,7 @@ from taskq.workers.slot import Slot
 class Settlement:
     """An outcome on its way to take effect.
 
-    ``since`` is when it came about, and ``published_at`` when its follow-ups went out, in monotonic seconds.
+    ``since`` is when it came about, and ``published_at`` when that went out which ``receipt`` is for, in monotonic seconds.
 
     With ``asked``, the outcome is a beginning that this slot's child asks leave for, under this number: the message stays
     unacked, and ``leave`` is what the backend says.
@@ -57,26 +57,24 @@ class Settlement:
         self.outcome = outcome
         self.asked = asked
         self.breaks = breaks
-        self.since = time.monotonic()
+        self.since = self.published_at = time.monotonic()
         self.failures = self.dead_letters = 0
-        self.chord_failures: list[str] = []
+        self.chord_failures: tuple[str, ...] = ()
         self.begin_anew()
 
     def begin_anew(self) -> None:
         """Nothing of it has taken effect."""
         self.stages = [self.outcome]
-        self.members: list[Member] = []
-        self.some_sent = False
-        self.acked = False
+        self.members: tuple[Member, ...] = ()
+        self.some_sent = self.acked = False
         self.leave: Leave = "granted"
-        self.await_nothing()
         self.due = 0.0
+        self.await_nothing()
 
     def await_nothing(self) -> None:
         """What it publishes has yet to go out."""
         self.receipt: Receipt | None = None
         self.unsent: tuple[Publication, ...] | None = None
-        self.published_at = 0.0
 
     @property
     def stage(self) -> Outcome:

@@ -11,7 +11,8 @@ _MOST = 2**63 - 1
 
 def key_of(name: str) -> str:
     """The name itself, or its digest if it is long or holds what cannot be printed: text in databases has no NUL."""
-    if name.isprintable() and len(raw := name.encode()) <= _LONGEST:
+    # A character is four bytes at most.
+    if name.isprintable() and (len(name) <= _LONGEST // 4 or len(name.encode()) <= _LONGEST):
         return name
     raw = name.encode("utf-8", "surrogatepass")
     return f"sha256:{hashlib.sha256(raw).hexdigest()}"
