@@ -27,11 +27,12 @@ from taskq.errors import BrokerError, ConfigurationError, ConnectionLost, Messag
 from taskq.launch import Member
 from taskq.message import TICK, TICK_COPY, Message, Publication
 from taskq.results.store import Gathering, Record, ResultStore
+from taskq.workers.chords import ask_again, close_chords, count, open_chords
 from taskq.workers.ending import chord_ended
 from taskq.workers.followups import is_told_only, may_go_out, to_send
 from taskq.workers.last_resort import LastResort, in_words, may_pass
 from taskq.workers.leave import may_tick, without_leave
-from taskq.workers.outcome import Flow, Outcome
+from taskq.workers.outcome import Outcome
 from taskq.workers.settlement import Answer, Question, Settlement
 from taskq.workers.slot import Slot
 from taskq.workers.tap import Tap
@@ -167,7 +168,7 @@ class Settler:
                     done += [settlement for settlement in following if self._confirmed(settlement, now)]
                 active = self._record(done, now)
                 finished += [settlement for settlement in done if not settlement.stages]
-            self._close([member.part.chord for settlement in finished for member in settlement.members])
+            close_chords(self.store, [member for settlement in finished for member in settlement.members], self._claimant)
             for settlement in finished:
                 if settlement.asked is None and not settlement.acked:
                     if settlement.delivery.tag is not None:
@@ -202,7 +203,7 @@ class Settler:
             settlement.chord_failures += (in_words(error),)
             if settlement.members:
                 *members, last = settlement.members
-                settlement.members, settlement.stages = tuple(members), [_ask_again(last)]
+                settlement.members, settlement.stages = tuple(members), [ask_again(last)]
                 settlement.await_nothing()
             return
         if settlement.asked is not None:
@@ -269,11 +270,8 @@ class Settler:
     def _publish(self, consumer: Consumer, settlements: Sequence[Settlement]) -> None:
         """Open the chords that begin, and send what has not been sent."""
         new = [(s, to_send(s, replies=self._replies)) for s in may_go_out(settlements, self.settlements)]
-        if barriers := [barrier for settlement, _ in new if (flow := settlement.stage.flow) for barrier in flow.barriers]:
-            if self.store is None or self.store.chords is None:
-                logger.error("chords_not_counted", chords=[barrier.chord for barrier in barriers])
-            else:
-                self.store.chords.open(barriers)
+        flows = [settlement.stage.flow for settlement, _ in new]
+        open_chords(self.store, [barrier for flow in flows if flow is not None for barrier in flow.barriers])
         for settlement, publish in new:
             try:
                 settlement.receipt = consumer.publish(publish)
@@ -340,7 +338,7 @@ class Settler:
         if records:
             self.store.store(records)
         self._begin(self.store, asking)
-        gatherings = self._count([member for _, member in members])
+        gatherings = count(self.store, [member for _, member in members], self._claimant)
         for settlement in done:
             del settlement.stages[0]
             settlement.await_nothing()
@@ -362,7 +360,7 @@ class Settler:
                     settlement.members += (member,)
                 case "complete" | "contested":
                     # Whoever has the claim may be dead: until it is certain that the body has begun, this member asks again.
-                    settlement.stages.append(_ask_again(member))
+                    settlement.stages.append(ask_again(member))
                     settlement.due = now + CONTESTED_SECONDS
 
     def _begin(self, store: ResultStore, asking: Sequence[tuple[Settlement, Record]]) -> None:
@@ -370,16 +368,6 @@ class Settler:
         leaves = store.begin([begun for _, begun in asking]) if asking else []
         for (settlement, _), leave in zip(asking, leaves, strict=True):
             settlement.leave = leave
-
-    def _count(self, members: Sequence[Member]) -> list[Gathering]:
-        """Count these members of chords, which have ended; returns how their chords stand."""
-        if not members or self.store is None or self.store.chords is None:
-            return [Gathering("over")] * len(members)
-        return self.store.chords.count([member.part for member in members], self._claimant)
-
-    def _close(self, chords: Sequence[str]) -> None:
-        if chords and self.store is not None and self.store.chords is not None:
-            self.store.chords.close(chords, self._claimant)
 
     def _remove(self, finished: Sequence[Settlement]) -> None:
         if len(finished) == len(self.settlements):
@@ -410,7 +398,3 @@ class Settler:
         for settlement in lost:
             settlement.breaks += refused and settlement.receipt is not None
         return lost
-
-
-def _ask_again(member: Member) -> Outcome:
-    return Outcome("gathered", flow=Flow(members=(member,)))
