@@ -123,8 +123,17 @@ def innocent_counted(evidence: Evidence) -> Iterator[str]:
 
 
 def _blind(evidence: Evidence) -> list[Deed]:
-    """Kills that may have hit a task before its first line, oldest first: of a child in no recorded run, or of all children."""
-    struck = {deed for runs in evidence.ledger.runs.values() for run in runs for deed in evidence.hits(run, *AGAINST_CHILDREN)}
+    """Kills that may have hit a task before its first line, oldest first: of a child in no recorded run, or of all children.
+
+    One that came after the last line of a run may have hit the next task of that child.
+    """
+    struck = {
+        deed
+        for runs in evidence.ledger.runs.values()
+        for run in runs
+        for deed in evidence.hits(run, *AGAINST_CHILDREN)
+        if run.finished is None or deed.at <= run.finished
+    }
     one = [deed for deed in evidence.ledger.deeds if deed.kind in AGAINST_CHILDREN and deed not in struck]
     several = [deed for deed in evidence.ledger.deeds if deed.kind in (*AGAINST_SUPERVISORS, "zygote")]
     return sorted([*one, *several * MOST_CHILDREN], key=lambda deed: deed.at)
