@@ -27,6 +27,10 @@ class Lock:
 
 _locks: weakref.WeakSet[Lock] = weakref.WeakSet()
 
+#: Held while a driver is imported. Kombu's modules import each other in circles: of two threads that import different ones of
+#: them at once, one may find the other's half done.
+importing = Lock()
+
 
 def _after_fork_in_child() -> None:
     for lock in _locks:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from taskq.config import masked
 from taskq.errors import ConfigurationError
+from taskq.locks import importing
 from taskq.results.store import ResultStore
 
 if TYPE_CHECKING:
@@ -23,19 +24,21 @@ def open_store(url: str, ttl: float, database: Database | None = None, open_repl
     """
     match url.partition("://")[0]:
         case "sqlite":
-            from taskq.results.sqlite import SqliteResults
+            with importing:
+                from taskq.results.sqlite import SqliteResults
 
             return SqliteResults(url, ttl, database)
         case "redis" | "rediss" | "redis+socket":
-            with _driver("redis", extra="redis"):
+            with importing, _driver("redis", extra="redis"):
                 from taskq.results.redis import RedisResults
             return RedisResults(url, ttl)
         case "postgresql":
-            with _driver("psycopg", extra="postgres"):
+            with importing, _driver("psycopg", extra="postgres"):
                 from taskq.results.postgres import PostgresResults
             return PostgresResults(url, ttl)
         case "rpc" if open_replies is not None:
-            from taskq.results.rpc import RpcResults
+            with importing:
+                from taskq.results.rpc import RpcResults
 
             return RpcResults(open_replies, ttl)
         case _:
