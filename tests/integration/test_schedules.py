@@ -105,7 +105,7 @@ def test_a_tick_whose_sender_died_is_sent_again_and_one_copy_runs(amqp_stage: St
     stage.publish(copy, published_before, copy)
     with stage.worker(APP, "--no-scheduler") as worker:
         eventually(lambda: len(worker.logged("tick_copy_dropped")) >= 1, "a copy is dropped")
-        ran = [trace for trace in stage.traces("tick") if trace["id"] == tick.task_id]
+        ran = stage.traced("tick", id=tick.task_id)
         assert len({trace["copy"] for trace in ran}) == 1, "the same copy may come twice, another one may not"
 
 
