@@ -48,7 +48,7 @@ def test_rolling_deployments_of_three_workers(stage: Stage) -> None:
 
 def rounds(stage: Stage) -> int:
     """How often: each takes seconds, and what differs between the brokers is seen soon."""
-    return 3 if stage.broker.startswith("sqlite:") else 5
+    return 2 if stage.broker.startswith("sqlite:") else 3
 
 
 def in_use(worker: Worker, count: int) -> None:

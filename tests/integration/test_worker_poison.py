@@ -38,9 +38,9 @@ class Service:
 def test_poison_that_takes_the_worker_with_it_is_found_among_a_thousand_good_tasks(stage: Stage, children: str) -> None:
     client = stage.client()
     good = [Signature[str]("good", [f"{number}"]) for number in range(1000)]
-    poison = [Signature[str]("poison") for _ in range(3)]
-    results = client.send_many([*good[:10], poison[0], *good[10:500], poison[1], *good[500:502], poison[2], *good[502:]])
-    poisonous = [results[10], results[501], results[504]]
+    poison = [Signature[str]("poison") for _ in range(2)]
+    results = client.send_many([*good[:500], poison[0], *good[500:502], poison[1], *good[502:]])
+    poisonous = [results[500], results[503]]
     harmless = [result for result in results if result not in poisonous]
     service = Service(stage, "-c", children)
 
@@ -53,7 +53,7 @@ def test_poison_that_takes_the_worker_with_it_is_found_among_a_thousand_good_tas
     for result in poisonous:
         with pytest.raises(TaskFailed, match="crashed"):
             result.get()
-    letters = stage.dead_letters(3)
+    letters = stage.dead_letters(2)
     assert {letter.headers["id"] for letter in letters} == {result.id for result in poisonous}
     assert {letter.headers["tq-dead-reason"] for letter in letters} == {"crashed"}
     starts = Counter(trace["id"] for trace in stage.traces("poison"))
