@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from queue import Empty
 
-import kombu
+from kombu import Consumer, Exchange, Queue
 
 from taskq.broker.interface import Delivery
 from taskq.broker.sqlite import controls
@@ -61,8 +61,8 @@ class SqliteConsumer:
         self.database = self._channel.database
         for name in self._queues:
             declare(self._channel, name)
-        queues = [kombu.Queue(name, kombu.Exchange(""), routing_key=name) for name in self._queues]
-        kombu.Consumer(self._channel, queues, on_message=self._on_message, auto_declare=False).consume()
+        queues = [Queue(name, Exchange(""), routing_key=name) for name in self._queues]
+        Consumer(self._channel, queues, on_message=self._on_message, auto_declare=False).consume()
         # From here on the pipe is there to be told of what comes after these.
         self._reader = controls.Reader(self.database)
         self._read_controls()

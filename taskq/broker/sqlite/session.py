@@ -7,8 +7,8 @@ import sqlite3
 import time
 from collections.abc import Sequence
 
-import kombu
 import msgspec
+from kombu import Connection
 
 from taskq import liveness
 from taskq.broker.interface import Found, QueueStats
@@ -158,9 +158,9 @@ def _identity(task_id: str) -> bytes:
         return b'"id":' + json.dumps(task_id).encode()
 
 
-def connect(url: str, timeout: float) -> kombu.Connection:
+def connect(url: str, timeout: float) -> Connection:
     """A Kombu connection to the file; raises ``DatabaseError`` where that is not open in ``timeout`` seconds."""
-    connection = kombu.Connection(url, connect_timeout=timeout)
+    connection = Connection(url, connect_timeout=timeout)
     # Kombu's default is to wait for two seconds before it says what is wrong.
     connection.ensure_connection(max_retries=1, interval_start=0, timeout=timeout, reraise_as_library_errors=False)
     return connection
