@@ -134,12 +134,19 @@ def _stop_for_a_while(stage: Stage, leader: Worker, ledger: Ledger) -> bool:
     """
     leader.send(signal.SIGSTOP)
     try:
+        # A thread that has yet to stop may still begin a transaction.
+        eventually(lambda: _threads_stand(leader.pid), "all its threads stand")
         if _is_locked(stage):
             return False
         eventually(lambda: leader_in(ledger) != leader.pid, "another one leads", 2.5 * LEASE)
         return True
     finally:
         leader.send(signal.SIGCONT)
+
+
+def _threads_stand(process_id: int) -> bool:
+    stats = [path.read_text() for path in Path(f"/proc/{process_id}/task").glob("*/stat")]
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
 
 
 def _is_locked(stage: Stage) -> bool:
