@@ -112,6 +112,14 @@ def test_files_beside_the_application_do_not_replace_what_taskq_imports(sqlite_s
     assert sent.returncode == 0, sent.stderr
 
 
+def test_files_that_nobody_can_import_replace_nothing(tmp_path: Path) -> None:
+    (tmp_path / "queue.txt").touch()
+    (tmp_path / "shop.py").write_text('from taskq import TaskQ\napp = TaskQ("shop")\n')
+    program = "import sys; from taskq.cli.loading import load_app; load_app('shop'); print('kombu' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+    assert told.stdout == "False\n"
+
+
 def test_hundreds_of_children(sqlite_stage: Stage) -> None:
     """More than the sockets between supervisor and zygote take, if each waits for the other."""
     with sqlite_stage.worker(APP, "-c", "300", TASKQ_LOG_LEVEL="debug") as worker:
