@@ -147,6 +147,12 @@ def amqp_stage(rabbitmq: RabbitMQ, queue: str, tmp_path: Path) -> Iterator[Stage
     yield from staged(Stage(rabbitmq.url, queue, tmp_path))
 
 
+@pytest.fixture
+def killable_stage(killable_rabbitmq: RabbitMQ, queue: str, tmp_path: Path) -> Iterator[Stage]:
+    """The same on the node that may be killed, with clients that soon give up. The node has to run again at the end."""
+    yield from staged(Stage(killable_rabbitmq.url, queue, tmp_path, {"publish_timeout": 2.0}))
+
+
 def staged(stage: Stage) -> Iterator[Stage]:
     """Lend the stage out, and clear it."""
     try:

@@ -10,11 +10,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import pytest
 from click.testing import CliRunner, Result
 
 from taskq.broker import open_caller
@@ -176,16 +173,8 @@ def test_a_live_screen(sqlite_stage: Stage) -> None:
     assert Shell(sqlite_stage)("status", "--watch").exit_code == 2
 
 
-@pytest.fixture
-def fragile_stage(killable_rabbitmq: RabbitMQ, queue: str, tmp_path: Path) -> Iterator[tuple[Stage, RabbitMQ]]:
-    """A stage on a node that may be killed."""
-    stage = Stage(killable_rabbitmq.url, queue, tmp_path, {"publish_timeout": 2.0})
-    yield stage, killable_rabbitmq
-    stage.close()
-
-
-def test_a_worker_is_heard_again_after_the_broker_was_away(fragile_stage: tuple[Stage, RabbitMQ]) -> None:
-    stage, node = fragile_stage
+def test_a_worker_is_heard_again_after_the_broker_was_away(killable_stage: Stage, killable_rabbitmq: RabbitMQ) -> None:
+    stage, node = killable_stage, killable_rabbitmq
     with stage.worker(BASIC, "--events") as worker:
         name = stage.name_of(worker)
         with open_caller(stage.effective()) as caller:

@@ -6,10 +6,6 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 
 from taskq import TaskQ
 from taskq.errors import BrokerError
@@ -20,18 +16,6 @@ from tests.servers import RabbitMQ
 from tests.support import Stage, Worker, eventually
 
 BASIC = "tests.apps.basic:app"
-
-
-@pytest.fixture
-def node(killable_rabbitmq: RabbitMQ) -> RabbitMQ:
-    return killable_rabbitmq
-
-
-@pytest.fixture
-def stage(node: RabbitMQ, queue: str, tmp_path: Path) -> Iterator[Stage]:
-    stage = Stage(node.url, queue, tmp_path, {"publish_timeout": 2.0})
-    yield stage
-    stage.close()
 
 
 class Producer(threading.Thread):
@@ -69,7 +53,8 @@ def outages(worker: Worker, count: int) -> None:
     assert "guest:guest" not in worker.text
 
 
-def test_a_restart_under_load(stage: Stage, node: RabbitMQ) -> None:
+def test_a_restart_under_load(killable_stage: Stage, killable_rabbitmq: RabbitMQ) -> None:
+    stage, node = killable_stage, killable_rabbitmq
     with stage.worker(BASIC, "-c", "3", "--max-crashes", "1") as worker:
         during, after = held(stage, stage.client(), "during", "after")
         node.sync()
@@ -99,7 +84,8 @@ def test_a_restart_under_load(stage: Stage, node: RabbitMQ) -> None:
     assert stage.depth(dead_letter_queue(stage.queue)) == 0
 
 
-def test_a_worker_that_is_told_to_stop_in_an_outage_stops(stage: Stage, node: RabbitMQ) -> None:
+def test_a_worker_that_is_told_to_stop_in_an_outage_stops(killable_stage: Stage, killable_rabbitmq: RabbitMQ) -> None:
+    stage, node = killable_stage, killable_rabbitmq
     client = stage.client()
     with stage.worker() as worker:
         (held_back,) = held(stage, client, "gate")
