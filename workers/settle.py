@@ -270,7 +270,7 @@ class Settler:
     def _publish(self, consumer: Consumer, settlements: Sequence[Settlement]) -> None:
         """Open the chords that begin, and send what has not been sent."""
         new = [(s, to_send(s, replies=self._replies)) for s in may_go_out(settlements, self.settlements)]
-        flows = [settlement.stage.flow for settlement, _ in new]
+        flows = [settlement.stages[0].flow for settlement, _ in new]
         open_chords(self.store, [barrier for flow in flows if flow is not None for barrier in flow.barriers])
         for settlement, publish in new:
             try:
@@ -302,7 +302,7 @@ class Settler:
 
     def _refused(self, settlement: Settlement, refused: Sequence[Publication], error: Exception, now: float) -> None:
         """Something that the settlement publishes was refused: the rest goes out singly, and only that is left out."""
-        of_chord, stage, before = bool(settlement.members), settlement.stage, settlement.unsent
+        of_chord, stage, before = bool(settlement.members), settlement.stages[0], settlement.unsent
         settlement.some_sent |= len(refused) < len(to_send(settlement, replies=self._replies))
         settlement.await_nothing()
         settlement.unsent = tuple(refused) if before is None else before

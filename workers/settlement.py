@@ -76,11 +76,6 @@ class Settlement:
         self.receipt: Receipt | None = None
         self.unsent: tuple[Publication, ...] | None = None
 
-    @property
-    def stage(self) -> Outcome:
-        """The outcome that takes effect now."""
-        return self.stages[0]
-
 
 class Question(NamedTuple):
     """Whether this copy of a schedule's tick may run, which the slot's child asks under this number."""
