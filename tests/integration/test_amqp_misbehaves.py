@@ -68,7 +68,7 @@ def test_a_memory_alarm_stops_publishers_and_nobody_else(rabbitmq: RabbitMQ, que
         started = time.monotonic()
         with pytest.raises(PublishTimeout, match=r"blocks publishers .*memory"):
             session.publish(publications(queue, 1), started + 1)
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 3.0
         # The message was on its way, and is taken when the alarm is over: that is what "may or may not exist" means.
         seen = 0
         while seen < 21:
@@ -116,7 +116,7 @@ def test_a_publisher_on_a_half_open_connection_gives_up_in_time(rabbitmq: Rabbit
         with pytest.raises(BrokerError):
             session.publish(publications(queue, 1), started + 0.5)
         session.close()
-        assert time.monotonic() - started < 1.0
+        assert time.monotonic() - started < 3.0
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, ValueError])

@@ -126,7 +126,7 @@ def test_a_broker_that_blocks_publishers_says_why(rabbitmq: RabbitMQ, queue: str
         with pytest.raises(PublishTimeout, match=r"blocks publishers .*disk"):
             session.publish(publications(queue, 1), soon(1))
         session.close()
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 3.0
     finally:
         rabbitmq.control("set_disk_free_limit", "1000000")
 
@@ -139,7 +139,7 @@ def test_a_frozen_broker_is_a_timeout(rabbitmq: RabbitMQ, session: AmqpSession, 
         with pytest.raises(PublishTimeout, match="did not confirm 200 message"):
             session.publish([Publication(queue, message(b"x" * 100_000)) for _ in range(200)], soon(1))
         session.close()
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 3.0
     finally:
         rabbitmq.thaw()
 

@@ -225,7 +225,7 @@ def test_a_delayed_message_comes_when_it_is_due(connection: kombu.Connection, ur
     published = time.monotonic()
     messages = received(connection, kombu.Queue("mail"), count=2)
     assert [message.payload["n"] for message in messages] == [2, 1]
-    assert 0.15 < time.monotonic() - published < 0.6
+    assert 0.15 < time.monotonic() - published < 2.0
 
 
 def test_rejected_requeued_and_recovered(connection: kombu.Connection) -> None:

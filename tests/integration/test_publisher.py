@@ -90,7 +90,7 @@ def test_something_else_than_a_broker_listens(queue: str) -> None:
         started = time.monotonic()
         with pytest.raises(BrokerUnreachable, match="no answer within"):
             publisher.publish(publications(queue, 1))
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 3
 
 
 def test_a_frozen_broker(rabbitmq: RabbitMQ, queue: str) -> None:
@@ -102,7 +102,7 @@ def test_a_frozen_broker(rabbitmq: RabbitMQ, queue: str) -> None:
             started = time.monotonic()
             with pytest.raises(error):
                 publisher.publish(publications(queue, 1))
-            assert time.monotonic() - started < 1.5
+            assert time.monotonic() - started < 3
     finally:
         rabbitmq.thaw()
 

@@ -102,7 +102,7 @@ def test_what_is_over_its_time_is_forgotten(backend: Backend, store: ResultStore
         began = time.monotonic()
         more = store.expire()
         calls += 1
-        assert time.monotonic() - began < 0.5, "a call is bounded, however much there is"
+        assert time.monotonic() - began < 1.5, "a call is bounded, however much there is"
     # Redis forgets by itself.
     assert calls > 1 or backend.kind == "redis"
     assert fetched(store, kept.id) == kept
