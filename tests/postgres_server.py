@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 import psycopg
 
-from tests.servers import START_TIMEOUT, die_with_parent, free_port, spawner, wait_until
+from tests.servers import START_TIMEOUT, die_with_parent, free_port, freeze, spawner, wait_until
 
 #: Debian has a folder for each version.
 VERSIONS = Path("/usr/lib/postgresql")
@@ -109,7 +109,7 @@ class Postgres:
     def kill(self) -> None:
         """SIGKILL for every process of the server: nothing is saved, nobody is told."""
         if self._server is not None:
-            self._signal(signal.SIGKILL)
+            self._each(lambda process_id: os.kill(process_id, signal.SIGKILL))
             self._server.wait()
             self._server = None
 
@@ -119,27 +119,27 @@ class Postgres:
         self.start()
 
     def freeze(self) -> None:
-        """SIGSTOP: connections stay open, nothing is answered."""
-        self._signal(signal.SIGSTOP)
+        """Connections stay open, nothing is answered."""
+        self._each(freeze)
 
     def thaw(self) -> None:
         """Undo ``freeze``."""
-        self._signal(signal.SIGCONT)
+        self._each(lambda process_id: os.kill(process_id, signal.SIGCONT))
 
     def stop(self) -> None:
         """End the server and remove its data."""
         self.kill()
         self._folder.cleanup()
 
-    def _signal(self, number: int) -> None:
-        """Each connection has a process of its own, in a process group of its own."""
+    def _each(self, act: Callable[[int], None]) -> None:
+        """Act on the server's first process, and on that of each connection."""
         if self._server is None:
             raise RuntimeError("the PostgreSQL server does not run")
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self._server.pid, number)
+            act(self._server.pid)
         for child in _children_of(self._server.pid):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(child, number)
+                act(child)
 
     def _answers(self) -> bool:
         if self._server is not None and self._server.poll() is not None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.servers import START_TIMEOUT, die_with_parent, free_port, spawner, wait_until
+from tests.servers import START_TIMEOUT, die_with_parent, free_port, freeze, spawner, wait_until
 
 
 @contextmanager
@@ -91,22 +91,23 @@ class Redis:
         self.start()
 
     def freeze(self) -> None:
-        """SIGSTOP: connections stay open, nothing is answered."""
-        self._signal(signal.SIGSTOP)
+        """Connections stay open, nothing is answered."""
+        freeze(self._process_id)
 
     def thaw(self) -> None:
         """Undo ``freeze``."""
-        self._signal(signal.SIGCONT)
+        os.kill(self._process_id, signal.SIGCONT)
 
     def stop(self) -> None:
         """End the server and remove its data."""
         self.kill()
         self._folder.cleanup()
 
-    def _signal(self, number: int) -> None:
+    @property
+    def _process_id(self) -> int:
         if self._server is None:
             raise RuntimeError("the Redis server does not run")
-        os.kill(self._server.pid, number)
+        return self._server.pid
 
     def _answers(self) -> bool:
         if self._server is not None and self._server.poll() is not None:

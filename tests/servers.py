@@ -48,6 +48,17 @@ def wait_until(condition: Callable[[], bool], timeout: float, what: str) -> None
         time.sleep(0.01)
 
 
+def freeze(process_id: int) -> None:
+    """SIGSTOP, until no thread of the process runs any more: on a busy machine one may go on for long enough to answer."""
+    os.kill(process_id, signal.SIGSTOP)
+    wait_until(lambda: _is_stopped(process_id), 10.0, f"process {process_id} has stopped")
+
+
+def _is_stopped(process_id: int) -> bool:
+    states = [stat.read_text().rpartition(")")[2].split()[0] for stat in Path("/proc").glob(f"{process_id}/task/*/stat")]
+    return set(states) <= {"T", "Z"}
+
+
 @contextmanager
 def running_node(*config: str, rabbit: str = "", **environment: str) -> Iterator[RabbitMQ]:
     """A private RabbitMQ node that runs for the length of the block; the arguments are those of ``RabbitMQ``."""
@@ -141,8 +152,8 @@ class RabbitMQ:
         self.control("eval", "[ok = dets:sync(Table) || Table <- dets:all()].")
 
     def freeze(self) -> None:
-        """SIGSTOP: connections stay open, nothing is answered."""
-        os.kill(self.pid, signal.SIGSTOP)
+        """Connections stay open, nothing is answered."""
+        freeze(self.pid)
 
     def thaw(self) -> None:
         """Undo ``freeze``."""
