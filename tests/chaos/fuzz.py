@@ -146,6 +146,7 @@ def fuzz(stage: Stage, sender: Sender, messages: int, seed: int, workers: int = 
             for place, worker in enumerate(running):
                 if worker.process.poll():
                     deaths += 1
+                    print(f"--- a worker ended with {worker.process.poll()}:", *worker.text.splitlines()[-5:], sep="\n")
                     running[place] = stack.enter_context(start(stage))
 
         for _ in range(0, messages, GOOD_EACH):
@@ -168,7 +169,10 @@ def fuzz(stage: Stage, sender: Sender, messages: int, seed: int, workers: int = 
                 eventually(empty, "nothing is left in the queue", patience)
                 codes.append(running.pop().stop())
     left = sender.left()
-    unforeseen = {event: count for event in UNFORESEEN if (count := sum(len(worker.logged(event)) for worker in running))}
+    told = {event: [line for worker in running for line in worker.logged(event)] for event in UNFORESEEN}
+    unforeseen = {event: len(lines) for event, lines in told.items() if lines}
+    for event, count in unforeseen.items():
+        print(f"--- {event}, the first of {count}: {told[event][0]}")
     return {
         "messages": messages,
         "good": len(good),
