@@ -44,7 +44,7 @@ def read_call(message: Message, delivery: Delivery, policy: RetryPolicy) -> Call
     """What the message's headers say; raises ``MessageError`` where they are not Celery's protocol 2."""
     headers = message.headers
     task_id, task = headers.get("id"), headers.get("task")
-    if not isinstance(task_id, str) or not isinstance(task, str):
+    if not isinstance(task_id, str) or not task_id or not isinstance(task, str):
         raise MessageError("the headers 'id' and 'task' are missing: this is no message of Celery's protocol 2")
     root_id, parent_id, index = headers.get("root_id"), headers.get("parent_id"), headers.get("group_index")
     # Written out: each call comes through here.

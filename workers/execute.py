@@ -367,7 +367,8 @@ class Executor:
     def _unknown(self, call: Call, queue: str, now: float) -> Outcome:
         """Another worker may know the task, or the next deployment: give it back for a while, but neither drop it nor spin."""
         since, ttl = call.message.headers.get(UNKNOWN_SINCE), self._settings.unknown_task_ttl
-        since = float(since) if isinstance(since, (int, float)) and math.isfinite(since) else now
+        # Nor for longer than that because of a header that names a moment to come.
+        since = min(float(since), now) if isinstance(since, (int, float)) and math.isfinite(since) else now
         if now - since >= ttl:
             detail = f"no worker of queue {queue!r} knew task {call.attempt.task!r} for {ttl:g} s"
             return self._letters.compose(queue, call.message, "unknown task", detail)

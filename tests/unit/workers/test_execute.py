@@ -261,6 +261,7 @@ HOSTILE: dict[str, Change] = {
     "yaml": lambda: delivery(body=b"!!python/object/apply:os.system ['true']", content_type="application/x-yaml"),
     "no content type": lambda: delivery(content_type=None),
     "an id that is no text": lambda: delivery(id=5),
+    "an empty id": lambda: delivery(id=""),
     "a task that is no text": lambda: delivery(["add"]),
     "a moment that is none": lambda: delivery(eta="tomorrow"),
     "a moment of another type": lambda: delivery(expires=5),
@@ -294,7 +295,7 @@ def test_counters_that_make_no_sense_count_as_none(value: Any) -> None:
 
 
 def test_a_time_to_live_that_makes_no_sense_starts_anew() -> None:
-    for value in ("x", None, float("nan")):
+    for value in ("x", None, float("nan"), time.time() + 1e6):
         outcome = run(delivery("nobody", **header("tq-unknown-since", value)))
         assert abs(outcome.publish[0].message.headers["tq-unknown-since"] - time.time()) < 5
 
