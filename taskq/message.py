@@ -86,6 +86,12 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     reply_to: str | None = None
 
     @property
+    def id(self) -> str | None:
+        """What the task is known by: the header ``id``, where that is a text."""
+        task_id = self.headers.get("id")
+        return task_id if isinstance(task_id, str) else None
+
+    @property
     def crashes(self) -> int:
         """How often the process that ran this message had died when it was last published."""
         return self.count(CRASHES)

@@ -26,6 +26,7 @@ from taskq.errors import BrokerError, MessageError
 from taskq.message import SEEN_RUNNING, Message
 from taskq.results.store import Record
 from taskq.workers.crashes import Coroner, has_begun_once
+from taskq.workers.last_resort import may_pass
 from taskq.workers.limbo import Ended, Limbo, Return
 from taskq.workers.outcome import Outcome
 from taskq.workers.settle import Settler
@@ -94,31 +95,45 @@ class Returns:
                     yield Judgement(delivery, None)
                 case Return.STRANGER:
                     strangers.append(delivery)
+        yield from self._found_out(strangers)
+
+    def _found_out(self, strangers: Sequence[Delivery]) -> list[Judgement]:
+        """What becomes of these. What nobody has foreseen is found by halves: it is the end of the one that it comes of."""
         if not strangers:
-            return
-        messages = [self._settler.last_resort.message(delivery) for delivery in strangers]
-        ids = [task_id for message in messages if isinstance(task_id := message.headers.get("id"), str)]
-        self._begun |= self._begun_of(ids)
+            return []
         try:
-            records = self._records(messages)
-            lost = self._take_on_lost(messages, records)
-        except BrokerError as error:
-            # One of them may run at most once: without an answer it must not run. They are asked about again.
-            self.waiting.extendleft(reversed(strangers))
-            logger.warning("backend_failed", error=str(error), waiting=len(self.waiting))
-            return
+            return self._judged(strangers)
+        except Exception as error:  # noqa: BLE001  # messages and records are anybody's
+            if may_pass(error):
+                # One of them may run at most once: without an answer it must not run. They are asked about again.
+                self.waiting.extendleft(reversed(strangers))
+                logger.warning("backend_failed", error=str(error), waiting=len(self.waiting))
+                return []
+            if len(strangers) == 1:
+                return [Judgement(strangers[0], self._settler.last_resort.dead_letter(strangers[0], error), stranger=True)]
+            half = len(strangers) // 2
+            return [*self._found_out(strangers[:half]), *self._found_out(strangers[half:])]
+
+    def _judged(self, strangers: Sequence[Delivery]) -> list[Judgement]:
+        """What becomes of these. Nothing is raised once a lost run is taken on: judged again, it would seem to run here."""
+        messages = [self._settler.last_resort.message(delivery) for delivery in strangers]
+        ids = [message.id for message in messages if message.id is not None]
+        self._begun |= self._begun_of(ids)
+        records = self._records(messages)
+        lost = self._take_on_lost(messages, records)
         # Where our own connection has just broken, so may that of whoever had it, and no worker need have died.
         blinked = time.monotonic() <= self._connection_lost_at + OUTAGE_SECONDS
+        judgements = []
         for number, (delivery, message, record) in enumerate(zip(strangers, messages, records, strict=True)):
-            task_id = message.headers.get("id")
             facts = {
                 "orphaned": delivery.orphaned and not blinked,
                 "blinked": blinked,
-                "begun": isinstance(task_id, str) and task_id in self._begun,
+                "begun": message.id in self._begun,
                 "running": number not in lost,
             }
-            yield Judgement(delivery, self._decide(delivery, message, record, **facts), stranger=True)
+            judgements.append(Judgement(delivery, self._decide(delivery, message, record, **facts), stranger=True))
         self._begun.difference_update(ids)
+        return judgements
 
     def _decide(self, delivery: Delivery, message: Message, record: Record | None, **facts: bool) -> Outcome:
         try:
@@ -155,19 +170,17 @@ class Returns:
     def _records(self, messages: Sequence[Message]) -> list[Record | None]:
         """What is recorded of these tasks; raises ``BrokerError`` while that can't be found out."""
         store = self._settler.store
-        ids = [task_id for message in messages if isinstance(task_id := message.headers.get("id"), str)]
+        ids = [message.id for message in messages if message.id is not None]
         if store is None or not ids:
             return [None] * len(messages)
         try:
             found = dict(zip(ids, store.fetch(ids), strict=True))
         except BrokerError as error:
-            if error.passing or len(messages) == 1:
-                if error.passing:
-                    raise
-                # An id that the backend can't hold is one that nothing is recorded of.
-                return [None]
-            return [record for message in messages for record in self._records([message])]
-        return [found.get(message.headers.get("id", "")) for message in messages]
+            if error.passing or len(messages) > 1:
+                raise
+            # An id that the backend can't hold is one that nothing is recorded of.
+            return [None]
+        return [found.get(message.id) if message.id is not None else None for message in messages]
 
 
 def _runs_on(message: Message, about: dict[str, Any]) -> bool:

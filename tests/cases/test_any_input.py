@@ -5,6 +5,7 @@ On the loop of ``taskq.testing``, which is the worker's own custody, settling an
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import suppress
@@ -28,6 +29,8 @@ from tests.apps.hostile import add, app, fail, once, refuse
 
 MANY = hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 RANDOM = st.randoms(use_true_random=False)
+#: Within so many seconds everything ends that does not say itself that it is to run later.
+SOME_TIME = 600.0
 
 
 class Bench:
@@ -36,9 +39,9 @@ class Bench:
     def __init__(self) -> None:
         self.file = sqlite3.connect(app.settings.broker.removeprefix("sqlite:///"), isolation_level=None)
 
-    def put(self, properties: bytes, body: bytes) -> None:
-        sql = "insert into messages (queue, priority, properties, body) values ('default', 0, ?, ?)"
-        self.file.execute(sql, (properties, body))
+    def put(self, properties: bytes, body: bytes, *, redelivered: bool = False) -> None:
+        sql = "insert into messages (queue, priority, properties, body, redelivered) values ('default', 0, ?, ?, ?)"
+        self.file.execute(sql, (properties, body, redelivered))
 
     def left(self) -> int:
         """How many messages are neither dead nor done, nor delayed."""
@@ -58,6 +61,12 @@ def bench() -> Iterator[Bench]:
         bench.file.close()
 
 
+def properties(headers: dict[str, Any]) -> bytes:
+    """A message's properties, of which only the headers are odd."""
+    plain = {"content-type": "application/json", "content-encoding": "utf-8", "headers": headers, "properties": {}}
+    return json.dumps(plain).encode()
+
+
 def settles_beside_neighbours(bench: Bench, properties: bytes, body: bytes) -> list[str]:
     """Run the message between two good ones; returns how everything ended."""
     before = add.delay(1)
@@ -66,7 +75,7 @@ def settles_beside_neighbours(bench: Bench, properties: bytes, body: bytes) -> l
     with worker(app, background=False) as at_work:
         runs = at_work.advance(5.0)
         assert (before.get(timeout=0), after.get(timeout=0)) == ([1], [2])
-        runs += at_work.run()
+        runs += at_work.advance(SOME_TIME)
     assert bench.left() == 0
     return [run.event for run in runs]
 
@@ -84,6 +93,35 @@ def test_any_bytes(bench: Bench, properties: bytes, body: bytes) -> None:
 def test_any_envelope(bench: Bench, rng: Random) -> None:
     events = settles_beside_neighbours(bench, *hostile.envelope(rng))
     assert len(events) >= 3
+
+
+@pytest.mark.parametrize("redelivered", [False, True])
+@pytest.mark.parametrize("task", ["add", "once"])
+def test_what_is_no_id_is_the_end_of_its_message_alone(bench: Bench, task: str, redelivered: bool) -> None:
+    before, dead = add.delay(1), bench.dead()
+    no_ids: list[Any] = ["", None, 5, [1], {"a": {}}]
+    for task_id in no_ids:
+        bench.put(properties({"task": task, "id": task_id}), b"[[1], {}, {}]", redelivered=redelivered)
+    with worker(app, background=False) as at_work:
+        at_work.advance(SOME_TIME)
+        assert before.get(timeout=0) == [1]
+    assert (bench.left(), bench.dead()) == (0, dead + len(no_ids))
+
+
+@MANY
+@given(RANDOM)
+def test_any_envelopes_that_came_back_together(bench: Bench, rng: Random) -> None:
+    add.delay(1)
+    for _ in range(5):
+        # The id is what they are asked about together.
+        headers = {**hostile.headers(rng), "id": hostile.odd(rng)}
+        bench.put(properties(headers), hostile.body(rng), redelivered=True)
+        bench.put(*hostile.envelope(rng), redelivered=True)
+    after = add.delay(2)
+    with worker(app, background=False) as at_work:
+        at_work.advance(SOME_TIME)
+        assert after.get(timeout=0) == [2]
+    assert bench.left() == 0
 
 
 @MANY
