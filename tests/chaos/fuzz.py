@@ -1,12 +1,14 @@
 """``python -m tests.chaos.fuzz --broker rabbitmq --messages 50000 --seed 1``: real workers are sent what nobody should send.
 
-Every twentieth message is a good one. Workers that end are started again, as systemd would, and counted: there must be none. In
-the end nothing is left in the queue but what is delayed, and every good message has its result.
+Every twentieth message is a good one. Workers that end are started again, as systemd would, and counted: there must be none but
+those that were killed (``--kill-every 300``: one after so many messages). In the end nothing is left in the queue but what is
+delayed, and every good message has its result.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sqlite3
 import sys
 import tempfile
@@ -133,26 +135,30 @@ def _carried(value: Any) -> Any:
     return value
 
 
-def fuzz(stage: Stage, sender: Sender, messages: int, seed: int, workers: int = 1) -> dict[str, Any]:
-    """Send so many hostile messages; returns what was seen."""
+def fuzz(stage: Stage, sender: Sender, messages: int, seed: int, kill_every: int = 0) -> dict[str, Any]:
+    """Send so many hostile messages; returns what was seen. A worker is killed after each ``kill_every`` of them (0: never)."""
     rng, client = Random(seed), stage.client(default_queue=QUEUE)
     good: list[AsyncResult[Any]] = []
-    began, deaths = time.monotonic(), 0
+    began, deaths, kills = time.monotonic(), 0, 0
     with ExitStack() as stack:
-        running = [stack.enter_context(start(stage)) for _ in range(workers)]
+        workers = [stack.enter_context(start(stage))]
 
         def revive() -> None:
             nonlocal deaths
-            for place, worker in enumerate(running):
-                if worker.process.poll():
-                    deaths += 1
-                    print(f"--- a worker ended with {worker.process.poll()}:", *worker.text.splitlines()[-5:], sep="\n")
-                    running[place] = stack.enter_context(start(stage))
+            if workers[-1].process.poll():
+                deaths += 1
+                print(f"--- a worker ended with {workers[-1].process.poll()}:", *workers[-1].text.splitlines()[-5:], sep="\n")
+                workers.append(stack.enter_context(start(stage)))
 
-        for _ in range(0, messages, GOOD_EACH):
+        for sent in range(0, messages, GOOD_EACH):
             good.append(client.send_task("add", [len(good)]))
             sender.send(rng, GOOD_EACH)
             revive()
+            if kill_every and sent // kill_every > kills:
+                kills += 1
+                workers[-1].send(signal.SIGKILL)
+                workers[-1].wait()
+                workers.append(stack.enter_context(start(stage)))
         patience = max(PATIENCE, messages / 1000 * PATIENCE_PER_THOUSAND)
         wrong = [number for number, result in enumerate(good) if result.get(timeout=patience) != [number]]
 
@@ -161,15 +167,15 @@ def fuzz(stage: Stage, sender: Sender, messages: int, seed: int, workers: int = 
             return not sender.left()
 
         eventually(empty, "nothing is left in the queue", patience)
-        codes = [worker.stop() for worker in running]
+        codes = [workers[-1].stop()]
         # What was still under way then goes on now.
         for _ in range(10):
             if sender.left():
-                running.append(stack.enter_context(start(stage)))
+                workers.append(stack.enter_context(start(stage)))
                 eventually(empty, "nothing is left in the queue", patience)
-                codes.append(running.pop().stop())
+                codes.append(workers[-1].stop())
     left = sender.left()
-    told = {event: [line for worker in running for line in worker.logged(event)] for event in UNFORESEEN}
+    told = {event: [line for worker in workers for line in worker.logged(event)] for event in UNFORESEEN}
     unforeseen = {event: len(lines) for event, lines in told.items() if lines}
     for event, count in unforeseen.items():
         print(f"--- {event}, the first of {count}: {told[event][0]}")
@@ -177,11 +183,12 @@ def fuzz(stage: Stage, sender: Sender, messages: int, seed: int, workers: int = 
         "messages": messages,
         "good": len(good),
         "wrong": wrong,
+        "kills": kills,
         "deaths": deaths,
         "exit codes": codes,
         "left": left,
         "dead letters": stage.depth(f"{QUEUE}.dead"),
-        "connections": sum(len(worker.logged("broker_connected")) for worker in running),
+        "connections": sum(len(worker.logged("broker_connected")) for worker in workers),
         "unforeseen": unforeseen,
         "seconds": round(time.monotonic() - began, 1),
     }
@@ -216,9 +223,10 @@ def main() -> int:
     parser.add_argument("--broker", choices=["sqlite", "rabbitmq"], default="sqlite")
     parser.add_argument("--messages", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kill-every", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="taskq-fuzz-") as folder, opened(options.broker, Path(folder)) as (stage, sender):
-        seen = fuzz(stage, sender, options.messages, options.seed)
+        seen = fuzz(stage, sender, options.messages, options.seed, options.kill_every)
     print("\n".join(f"{name}: {value}" for name, value in seen.items()))
     return 1 if faults(seen) else 0
 
