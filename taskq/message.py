@@ -74,6 +74,10 @@ DEAD_AT = f"{DEAD_PREFIX}at"
 DEAD_FIRST = f"{DEAD_PREFIX}first"
 
 
+#: The latest moment that a message may name, in seconds since the epoch: the end of Python's calendar, about.
+LATEST_MOMENT = 2.6e11
+
+
 class Message(msgspec.Struct, frozen=True, kw_only=True):
     """One call on its way: headers, the encoded body and the few properties that brokers look at."""
 
@@ -110,6 +114,14 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
         """The counter in this header, ``HIGHEST_COUNT`` at most; 0 where there is none, or something that is no counter."""
         value = self.headers.get(header)
         return min(value, HIGHEST_COUNT) if type(value) is int and value > 0 else 0
+
+    def moment(self, header: str) -> float | None:
+        """The moment in this header, in seconds since the epoch; None where there is none, or something that is none."""
+        value = self.headers.get(header)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return None
+        # Compared first: what a message says may be a number that no float can hold.
+        return float(value) if 0 <= value <= LATEST_MOMENT else None
 
     def with_headers(self, **headers: Any) -> Message:
         """A copy with these headers added; ``_`` in a name stands for ``-``."""

@@ -366,9 +366,9 @@ class Executor:
 
     def _unknown(self, call: Call, queue: str, now: float) -> Outcome:
         """Another worker may know the task, or the next deployment: give it back for a while, but neither drop it nor spin."""
-        since, ttl = call.message.headers.get(UNKNOWN_SINCE), self._settings.unknown_task_ttl
+        since, ttl = call.message.moment(UNKNOWN_SINCE), self._settings.unknown_task_ttl
         # Nor for longer than that because of a header that names a moment to come.
-        since = min(float(since), now) if isinstance(since, (int, float)) and math.isfinite(since) else now
+        since = now if since is None else min(since, now)
         if now - since >= ttl:
             detail = f"no worker of queue {queue!r} knew task {call.attempt.task!r} for {ttl:g} s"
             return self._letters.compose(queue, call.message, "unknown task", detail)
@@ -380,8 +380,8 @@ class Executor:
 
 def _waited(message: Message, now: float) -> float:
     """How long the message could have run before, in seconds; below 0 where it does not say since when."""
-    sent = message.headers.get(SENT)
-    return max(0.0, now - sent) if isinstance(sent, int | float) and math.isfinite(sent) else -1.0
+    sent = message.moment(SENT)
+    return max(0.0, now - sent) if sent is not None else -1.0
 
 
 def _below_ours(trace: TracebackType | None) -> TracebackType | None:

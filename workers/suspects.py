@@ -90,9 +90,8 @@ class Suspects:
     @staticmethod
     def overdue(message: Message) -> bool:
         """Whether the suspect has been passed on for too long."""
-        since = message.headers.get(ALONE)
-        # Compared, not subtracted: what a message says may be a number that no float can hold.
-        return not isinstance(since, (int, float)) or since < time.time() - PATIENCE
+        since = message.moment(ALONE)
+        return since is None or since < time.time() - PATIENCE
 
     @staticmethod
     def passed_on(queue: str, message: Message) -> Outcome:

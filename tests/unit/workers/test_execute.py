@@ -19,6 +19,7 @@ from taskq.results.store import Record
 from taskq.workers.execute import Executor
 from taskq.workers.note import Terms
 from taskq.workers.outcome import SUCCEEDED, Outcome
+from taskq.workers.surroundings import Alone
 
 EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 seen: list[Any] = []
@@ -287,6 +288,21 @@ def test_what_cannot_be_read_is_dead_lettered_unrun(make: Change) -> None:
     assert seen == []
 
 
+@pytest.mark.parametrize("value", ["x", None, True, float("nan"), -1e308, -1, 1e308, 2**63])
+def test_since_when_a_message_waits_is_known_or_not(value: Any) -> None:
+    waits: list[float] = []
+
+    class Meeting(Alone):
+        def met(self, task: str, waited: float) -> None:  # noqa: ARG002  # the protocol's signature
+            waits.append(waited)
+
+    execute = executor()
+    execute.surroundings = Meeting()
+    assert execute(delivery(**header("tq-sent", value))) is not None
+    assert execute(delivery(**header("tq-sent", time.time() - 5))) is not None
+    assert waits == [-1.0, pytest.approx(5.0, abs=2.0)]
+
+
 @pytest.mark.parametrize("value", ["x", -1, 1.5, None, [1]])
 def test_counters_that_make_no_sense_count_as_none(value: Any) -> None:
     seen.clear()
@@ -295,7 +311,7 @@ def test_counters_that_make_no_sense_count_as_none(value: Any) -> None:
 
 
 def test_a_time_to_live_that_makes_no_sense_starts_anew() -> None:
-    for value in ("x", None, float("nan"), time.time() + 1e6):
+    for value in ("x", None, True, float("nan"), -1e308, 2**63, time.time() + 1e6):
         outcome = run(delivery("nobody", **header("tq-unknown-since", value)))
         assert abs(outcome.publish[0].message.headers["tq-unknown-since"] - time.time()) < 5
 
