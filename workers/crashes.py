@@ -153,17 +153,17 @@ class Coroner:
         begun: bool,
         blinked: bool = False,
         record: Record | None = None,
-        running: bool = False,
+        seen_running: float | None = None,
     ) -> Outcome:
         """The message came back although nobody gave it back: it may be that the worker that held it died.
 
         ``orphaned`` says that this is certain, ``begun`` that it is known to have run there when that happened, ``blinked``
         that connections have broken of late although no worker died, ``record`` is what is recorded of the task, and
-        ``running`` that somebody sees to its end: the process in which it began, or whoever records that it is lost. Without
-        any proof, the first returns are put down to the broker.
+        ``seen_running`` when (epoch seconds) that was last seen which sees to its end: the process in which it began, or
+        whoever records that it is lost. Without any proof, the first returns are put down to the broker.
         """
         message = message.without(SEEN_RUNNING)
-        if record is not None and (outcome := self._of_one_run(queue, message, record, running=running)):
+        if record is not None and (outcome := self._of_one_run(queue, message, record, seen_running)):
             return outcome
         proven = orphaned or begun
         if ALONE in message.headers:
@@ -178,12 +178,12 @@ class Coroner:
         marks = {ALONE: time.time(), SUSPECTED: message.count(SUSPECTED) + begun}
         return again("crashed", queue, message.without(RETURNS), first=True, **marks)
 
-    def _of_one_run(self, queue: str, message: Message, record: Record, *, running: bool) -> Outcome | None:
+    def _of_one_run(self, queue: str, message: Message, record: Record, seen_running: float | None) -> Outcome | None:
         """What the record of a task that runs at most once makes of its message; None where it says nothing of that."""
         if has_begun_once(message, record):
-            if running:
+            if seen_running is not None:
                 # A copy of the message, or its worker lost the connection and not its life, or not yet: to be judged again.
-                seen = message.with_headers(**{SEEN_RUNNING: time.time()})
+                seen = message.with_headers(**{SEEN_RUNNING: seen_running})
                 return again("delayed", queue, seen, delay=SEEN_RUNNING_SECONDS)
             detail = "its worker vanished after the task had begun, and it runs at most once"
             return self._dead(queue, message, "lost", detail, End(Death()), kind="WorkerLost")

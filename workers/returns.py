@@ -129,13 +129,13 @@ class Returns:
                 "orphaned": delivery.orphaned and not blinked,
                 "blinked": blinked,
                 "begun": message.id in self._begun,
-                "running": number not in lost,
+                "seen_running": None if number in lost else _last_seen(message, record),
             }
             judgements.append(Judgement(delivery, self._decide(delivery, message, record, **facts), stranger=True))
         self._begun.difference_update(ids)
         return judgements
 
-    def _decide(self, delivery: Delivery, message: Message, record: Record | None, **facts: bool) -> Outcome:
+    def _decide(self, delivery: Delivery, message: Message, record: Record | None, **facts: Any) -> Outcome:
         try:
             return self._coroner.came_back(delivery.queue, message, record=record, **facts)
         except Exception as error:  # noqa: BLE001  # whatever it holds, it must not keep the others from being judged
@@ -162,7 +162,7 @@ class Returns:
         except MessageError:
             return None
         about = known["result"]
-        if record.id not in self._begun and _runs_on(message, about):
+        if record.id not in self._begun and (_lives(about) if _began_here(about) else _believed(message) is not None):
             return None
         here = {"pid": os.getpid(), "hostname": socket.gethostname(), "started": time.time()}
         return msgspec.json.encode({**known, "result": {**about, **here}})
@@ -183,14 +183,37 @@ class Returns:
         return [found.get(message.id) if message.id is not None else None for message in messages]
 
 
-def _runs_on(message: Message, about: dict[str, Any]) -> bool:
-    """Whether the process lives in which the task began; another one may have its number."""
+def _last_seen(message: Message, record: Record | None) -> float:
+    """When a task that is not lost was last seen to run: now, unless this is another machine than the one it runs on.
+
+    What that one has said is handed on as it is: two others would else go on to believe each other.
+    """
+    try:
+        about = record.described().get("result") if record is not None else None
+    except MessageError:
+        about = None
+    believed = None if _began_here(about) else _believed(message)
+    return time.time() if believed is None else believed
+
+
+def _began_here(about: Any) -> bool:
+    """Whether the task began on this machine, by what its record says of that."""
+    return isinstance(about, dict) and about.get("hostname") == socket.gethostname()
+
+
+def _believed(message: Message) -> float | None:
+    """When another machine has seen the task run, if that is not long ago."""
+    seen = message.moment(SEEN_RUNNING)
+    return seen if seen is not None and abs(time.time() - seen) < BELIEVED_SECONDS else None
+
+
+def _lives(about: dict[str, Any]) -> bool:
+    """Whether the process lives in which the task began here; another one may have its number."""
     match about:
-        case {"hostname": hostname, "pid": int(process_id), "started": float(began)} if hostname == socket.gethostname():
+        case {"pid": int(process_id), "started": float(began)} if began < time.time() + BELIEVED_SECONDS:
             since = _alive_since(process_id)
             return since is not None and since <= began
-    seen = message.headers.get(SEEN_RUNNING)
-    return isinstance(seen, float) and abs(time.time() - seen) < BELIEVED_SECONDS
+    return False
 
 
 def _alive_since(process_id: int) -> float | None:

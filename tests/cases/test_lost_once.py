@@ -57,10 +57,11 @@ def call() -> Message:
     return Message(headers=headers, body=b"[[], {}, {}]", correlation_id=task_id)
 
 
-def begun(store: ResultStore, *, pid: int, hostname: str = socket.gethostname()) -> Message:
+def begun(store: ResultStore, *, pid: int, hostname: str = socket.gethostname(), started: float | None = None) -> Message:
     """The message of a task that has begun in that process."""
     message = call()
-    about: dict[str, Any] = {"pid": pid, "hostname": hostname, "worker": "w", "started": time.time(), "retries": 0}
+    about: dict[str, Any] = {"pid": pid, "hostname": hostname, "worker": "w", "retries": 0}
+    about["started"] = time.time() if started is None else started
     beginning = record(message, "STARTED", about, run="w")
     assert beginning is not None
     assert store.begin([beginning]) == ["granted"]
@@ -130,11 +131,20 @@ def test_a_worker_that_is_known_to_be_dead_leaves_no_doubt(backend: Backend) -> 
         process.kill()
 
 
+def test_a_process_that_began_in_the_future_is_none(backend: Backend) -> None:
+    judge = Judge(backend.open())
+    assert events(judge.returned(begun(judge.store, pid=os.getpid(), started=1e300))) == ["dead-lettered"]
+
+
 def test_another_machine_is_believed_for_a_while(backend: Backend) -> None:
     judge = Judge(backend.open())
     for ago, event in ((0.0, "delayed"), (BELIEVED_SECONDS / 2, "delayed"), (BELIEVED_SECONDS + 1, "dead-lettered")):
         message = begun(judge.store, pid=1, hostname="elsewhere").with_headers(**{SEEN: time.time() - ago})
-        assert events(judge.returned(message)) == [event]
+        outcomes = judge.returned(message)
+        assert events(outcomes) == [event]
+        if event == "delayed":
+            # Handed on as it is: machines that believed each other would do so for ever.
+            assert seen_again(outcomes[0]).headers[SEEN] == message.headers[SEEN]
     assert events(judge.returned(begun(judge.store, pid=1, hostname="elsewhere"))) == ["dead-lettered"]
 
 
