@@ -284,12 +284,15 @@ class Custody:
             self._give_back(suspects.waiting.pop())
         self.give_back_backlog()
         slot = next((slot for slot in self.slots if self._room(slot, 1) > 0), None)
-        if slot is None or self.settler.settlements or self.returned or not self.secure(suspects.waiting[0]):
-            return
-        self.backlog.append(suspects.waiting.popleft())
-        suspect = self._next()
-        if suspect is not None:
-            suspects.runs_alone(slot, self._give(slot, suspect), time.monotonic())
+        # Were this worker to die now, a suspect that has yet to be settled would come back too, and be blamed with this one.
+        unsettled = [settlement for settlement in self.settler.settlements if is_marked(settlement.delivery)]
+        if any(settlement.due > time.monotonic() for settlement in unsettled):
+            self._decide(suspects.waiting.popleft(), suspects.passed_on)
+        elif slot is not None and not (unsettled or self.returned) and self.secure(suspects.waiting[0]):
+            self.backlog.append(suspects.waiting.popleft())
+            suspect = self._next()
+            if suspect is not None:
+                suspects.runs_alone(slot, self._give(slot, suspect), time.monotonic())
 
     def _return(self, deliveries: Sequence[Delivery]) -> None:
         """These were not begun: back to the head of the backlog, unless the broker will deliver them again anyway."""

@@ -366,9 +366,8 @@ class Executor:
 
     def _unknown(self, call: Call, queue: str, now: float) -> Outcome:
         """Another worker may know the task, or the next deployment: give it back for a while, but neither drop it nor spin."""
-        since, ttl = call.message.moment(UNKNOWN_SINCE), self._settings.unknown_task_ttl
-        # Nor for longer than that because of a header that names a moment to come.
-        since = now if since is None else min(since, now)
+        # No longer because of a header that names a moment to come.
+        since, ttl = min(now, call.message.moment(UNKNOWN_SINCE) or now), self._settings.unknown_task_ttl
         if now - since >= ttl:
             detail = f"no worker of queue {queue!r} knew task {call.attempt.task!r} for {ttl:g} s"
             return self._letters.compose(queue, call.message, "unknown task", detail)

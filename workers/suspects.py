@@ -95,5 +95,5 @@ class Suspects:
 
     @staticmethod
     def passed_on(queue: str, message: Message) -> Outcome:
-        """Somebody who is not in the middle of a long task may have it."""
+        """Somebody who has nothing else for long may have it."""
         return again("given back", queue, message, delay=PASS_ON_DELAY)
