@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import random
 import sqlite3
@@ -279,6 +280,8 @@ class Database:
             )
         except ERRORS as error:
             raise explained(error, self.path) from error
+        # A text that is no UTF-8 is of one row, and must not look like trouble with the file to whoever reads it with others.
+        connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
         try:
             self._prepare(connection)
         except ERRORS as error:

@@ -158,7 +158,10 @@ class SqliteResults:
         """The records of these ids, in their order; raises ``DatabaseError``."""
         keys = [key_of(task_id) for task_id in task_ids]
         rows = self._database.execute(
-            "select id, status, meta, attempt from results where id in (select value from json_each(?)) and expires > ?",
+            """
+            select id, status, cast(meta as blob), attempt from results
+            where id in (select value from json_each(?)) and expires > ?
+            """,
             (json.dumps(keys), time.time()),
         )
         found = {key: rest for key, *rest in rows}

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from taskq.results.ledger import Change
 from taskq.sqlite import Database
 
-_READ = "select key, entry from ledger where key in (select value from json_each(?)) and expires > ?"
+_READ = "select key, cast(entry as blob) from ledger where key in (select value from json_each(?)) and expires > ?"
 _WRITE = """
 insert into ledger (key, entry, expires) values (?, ?, ?)
 on conflict (key) do update set entry = excluded.entry, expires = excluded.expires

@@ -15,6 +15,7 @@ from taskq.broker.sqlite.properties import correlation_id
 from taskq.broker.sqlite.session import SqliteSession
 from taskq.errors import BrokerError, ConfigurationError
 from taskq.message import Message, Publication
+from taskq.results.ledger import Change
 from taskq.results.sqlite import SqliteResults
 from taskq.results.store import Record
 from taskq.sqlite import Database, path_of
@@ -49,6 +50,40 @@ def test_a_row_that_nobody_can_read_is_delivered_as_bytes(url: str) -> None:
     assert session.stats("mail") is not None
     session.close()
     consumer.close()
+
+
+@pytest.mark.parametrize("due", ["'abc'", "x'e9'", "cast(x'e9' as text)", "''"])
+def test_what_is_no_moment_is_not_waited_for(url: str, due: str) -> None:
+    publish(url, "mail", "odd", "late", delay=0.1)
+    with contextlib.closing(sqlite3.connect(path_of(url), isolation_level=None)) as other:
+        other.execute(f"update messages set due = {due}, queue = cast(x'e9' as text) where id = 1")
+        other.execute(
+            "insert into messages (queue, priority, due, properties, body) select 'mail', 0, due, '', '' from messages"
+        )
+    consumer = consumer_of(url, "mail")
+    assert ids(Hold(consumer).receive(3)) == ["", "", "late"]
+    consumer.close()
+
+
+def test_a_text_that_is_no_utf8_is_its_own_trouble(url: str) -> None:
+    results = SqliteResults(url, 60.0)
+    ledger, names = results.ledger, ["odd", "good"]
+    assert ledger is not None
+    results.store([Record(name, "SUCCESS", b"{}", 1) for name in names])
+    assert ledger.swap([Change(name, None, b"{}") for name in names])
+    with contextlib.closing(sqlite3.connect(path_of(url), isolation_level=None)) as other:
+        other.execute("update results set status = cast(x'e9' as text) where id = 'odd'")
+        other.execute("update ledger set entry = cast(x'e9' as text) where key = 'odd'")
+        other.execute("insert into waiters values ('odd', cast(x'e9' as text))")
+    odd, good = results.fetch(names)
+    assert odd is not None
+    assert good == Record("good", "SUCCESS", b"{}", 1)
+    assert ledger.read(names) == {"odd": b"\xe9", "good": b"{}"}
+    assert ledger.swap([Change("odd", b"\xe9", b"{}")])
+    ends = [Record(name, "SUCCESS", b"2", 2) for name in names]
+    results.store(ends)
+    assert results.fetch(names) == ends
+    results.close()
 
 
 @pytest.mark.parametrize("odd", [ODD_ID, "a\0b", "x" * 10_000, "\udce9" * 3])

@@ -21,6 +21,10 @@ from taskq.sqlite import Database, path_of
 
 #: Seconds between two looks around for what no pipe told: a byte that a full pipe lost, or a clock that was set.
 _SAFETY_NET = 1.0
+# What is no number was no moment of taskq's, and is not waited for: SQLite sorts it behind infinity, which is what 9e999 is.
+_ANY_DUE = "select 1 from messages where due <= ? or due > 9e999 limit 1"
+_LET_GO = "update messages set due = null where due <= ? or due > 9e999 returning queue"
+_NEXT_DUE = "select min(due) from messages where due <= 9e999"
 
 
 class Transport(virtual.Transport):  # type: ignore[misc]
@@ -191,10 +195,10 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     def _let_go(self) -> None:
         """Make the delayed messages ready that are due, and note when the next one is."""
         now = time.time()
-        if self.database.execute("select 1 from messages where due <= ? limit 1", (now,)):
+        if self.database.execute(_ANY_DUE, (now,)):
             # A loss of power that undoes this leaves them delayed and due, so that it is done again.
             with self.database.transaction(durable=False):
-                rows = self.database.execute("update messages set due = null where due <= ? returning queue", (now,))
+                rows = self.database.execute(_LET_GO, (now,))
                 for (queue,) in set(rows):
                     liveness.wake(self.database, queue)
-        self._next_due = self.database.execute("select min(due) from messages where due is not null")[0][0]
+        self._next_due = self.database.execute(_NEXT_DUE)[0][0]
