@@ -61,10 +61,21 @@ class DeadLetters:
             logger.error("workflow_not_told", **about(queue, message), error=repr_of(error))
             return outcome
 
-    def bare(self, queue: str, message: Message, reason: str, detail: str, *, body: bool = True, chord: bool = True) -> Outcome:
+    def bare(
+        self,
+        queue: str,
+        message: Message,
+        reason: str,
+        detail: str,
+        *,
+        body: bool = True,
+        chord: bool = True,
+        recorded: bool = True,
+    ) -> Outcome:
         """The least that there can be: why it is dead, which task it was and, unless that is the trouble, the body as it is.
 
-        Without ``chord``, not even the chord hears of it that the task was a member of.
+        Without ``chord``, not even the chord hears of it that the task was a member of; without ``recorded``, the backend hears
+        of nothing.
         """
         names = {name: message.headers.get(name) for name in ("id", "task")}
         kept: dict[str, Any] = {
@@ -80,8 +91,11 @@ class DeadLetters:
             correlation_id=kept.get("id"),
         )
         described = failure("DeadLettered", [f"{reason}: {detail}"])
-        outcome = dead_letter(queue, letter, reason, detail, worker=self.worker, end=self._end(letter, described))
-        if not chord:
+        end = self._end(letter, described) if recorded else None
+        outcome = dead_letter(queue, letter, reason, detail, worker=self.worker, end=end)
+        if not recorded:
+            logger.error("end_not_recorded", **about(queue, message), error=detail)
+        if not (chord and recorded):
             return outcome
         try:
             return ended_badly(outcome, message, described, self.route, followed=True)

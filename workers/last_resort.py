@@ -37,7 +37,9 @@ class LastResort:
         if outcome.event == "dead-lettered" and tries == 1:
             # Why it was dead before matters more than why less is said of it now.
             reason, detail = reason_of(outcome, reason, detail)
-        return self._letters.bare(delivery.queue, message, reason, detail, body=tries == 1)
+        # What the backend refuses of a dead letter as well is left out; the body is not to blame for that.
+        recorded = not isinstance(error, RecordRefused)
+        return self._letters.bare(delivery.queue, message, reason, detail, body=tries == 1 or not recorded, recorded=recorded)
 
     def message(self, delivery: Delivery) -> Message:
         """The message, decoded; or what there is of it."""

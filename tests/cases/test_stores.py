@@ -14,6 +14,7 @@ import pytest
 import redis as driver
 
 from taskq.errors import BackendError, BrokerError, RecordRefused
+from taskq.message import Message
 from taskq.results.postgres import PostgresResults
 from taskq.results.postgres.listener import CHANNEL
 from taskq.results.redis import RedisResults
@@ -25,6 +26,7 @@ from taskq.sqlite import Database
 from tests.conformance.results.support import chords_of, fetched, fresh, record
 from tests.postgres_server import Postgres
 from tests.redis_server import Redis, running_redis
+from tests.support import Stage, eventually
 
 #: What a Redis server takes that is set to the least that it can be set to.
 LEAST = 1024 * 1024
@@ -276,3 +278,32 @@ def test_values_that_no_driver_takes_are_refused(store: ResultStore) -> None:
     neighbour = record(fresh())
     store.store([neighbour])
     assert fetched(store, neighbour.id) == neighbour
+
+
+@pytest.mark.parametrize("odd", ["record", "size", "members"])
+def test_what_somebody_else_has_put_under_a_name_costs_its_own_task(redis: Redis, sqlite_stage: Stage, odd: str) -> None:
+    sqlite_stage.settings["backend"] = redis.url
+    client, chord = sqlite_stage.client(), fresh()
+    body: dict[str, Any] = {"task": "add", "args": [], "kwargs": {}, "options": {"task_id": fresh()}}
+    embed = {"chord": {**body, "subtask_type": None, "immutable": False}}
+    bad = Message(
+        headers={"lang": "py", "task": "add", "id": fresh(), "retries": 0, "group": chord, "group_index": 0},
+        body=msgspec.json.encode([[1, 1], {}, {} if odd == "record" else embed]),
+    )
+    with client_of(redis) as other:
+        match odd:
+            case "record":
+                other.lpush(f"celery-task-meta-{bad.id}", "1")
+            case "size":
+                other.set(f"celery-taskset-meta-{chord}.s", "abc")
+            case "members":
+                other.set(f"celery-taskset-meta-{chord}.j", "abc")
+    with sqlite_stage.worker() as worker:
+        worker.started()
+        sqlite_stage.publish(bad)
+        assert client.send_task("add", [2, 2]).get(timeout=15) == 4
+        dead = f"{sqlite_stage.queue}.dead"
+        eventually(lambda: sqlite_stage.depth(dead) == 1, "it is a dead letter")
+        assert worker.stop() == 0
+    [letter] = sqlite_stage.drain(1, dead)
+    assert letter.body == bad.body

@@ -26,7 +26,7 @@ _SILENCE = 1.0
 #: What a server takes in one piece at least, whatever its ``proto-max-bulk-len``; and at most, unless that is raised.
 _SMALL, _LARGE = 1_000_000, 512 * 1024 * 1024
 #: What errors say that tell what is wrong with the values, and not with the server: they would be the same the next time.
-_ABOUT_VALUES = ("WRONGTYPE", "invalid bulk length", "string exceeds maximum allowed size")
+_ABOUT_VALUES = ("WRONGTYPE", "invalid bulk length", "string exceeds maximum allowed size", ": attempt to ")
 
 T = TypeVar("T")
 
