@@ -36,9 +36,12 @@ def past(entries: Any) -> tuple[Past, ...]:
     attempts = []
     for entry in entries if isinstance(entries, list) else ():
         try:
-            attempts.append(msgspec.convert(entry, Past))
+            attempt = msgspec.convert(entry, Past)
+            # What UTF-8 cannot carry fits into no record.
+            f"{attempt.worker}{attempt.ended}".encode()
         except UNREADABLE:
             continue
+        attempts.append(attempt)
     return tuple(attempts)
 
 

@@ -54,9 +54,10 @@ def read_call(message: Message, delivery: Delivery, policy: RetryPolicy) -> Call
         raise _cannot_be("parent_id", parent_id)
     if not (index is None or type(index) is int):
         raise _cannot_be("group_index", index)
-    if not f"{task_id}{task}{root_id}{parent_id}".isascii():
-        for text in (task_id, task, root_id, parent_id):
-            _check_unicode(text or "")
+    group = headers.get("group")
+    if not f"{task_id}{task}{root_id}{parent_id}{group}".isascii():
+        for text in (task_id, task, root_id, parent_id, group):
+            _check_unicode(text if isinstance(text, str) else "")
     deliveries = message.count(DELIVERIES)
     may_have_begun = delivery.redelivered or ALONE in headers or RETURNS in headers
     attempt = Attempt(

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from taskq.attempt import past as attempts
 from taskq.decoding import decoded
 from taskq.describe import LONGEST_IN_HEADERS, args_of, bounded, module_of, name_of, repr_of, shortened, text_of
 from taskq.launch import Member
@@ -187,8 +188,8 @@ def ended(
 
 def past(message: Message) -> list[dict[str, Any]]:
     """The attempts that the message remembers, oldest first."""
-    history = message.headers.get(HISTORY)
-    return list(history) if isinstance(history, list) else []
+    history = attempts(message.headers.get(HISTORY))
+    return [msgspec.to_builtins(attempt) for attempt in history]
 
 
 def with_attempt(message: Message, worker: str, started: float, seconds: float, ended: str) -> Message:
@@ -229,7 +230,7 @@ def dead_letter(
         DEAD_DETAIL: bounded(detail),
         DEAD_QUEUE: queue,
         DEAD_AT: now,
-        DEAD_FIRST: attempts[0].get("started", now) if attempts and isinstance(attempts[0], dict) else now,
+        DEAD_FIRST: attempts[0]["started"] if attempts else now,
         DEAD_WORKER: worker,
         DEAD_TRACEBACK: traceback and shortened(traceback, LONGEST_IN_HEADERS),
         DEAD_SIGNAL: signal,

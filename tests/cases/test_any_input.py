@@ -108,6 +108,18 @@ def test_what_is_no_id_is_the_end_of_its_message_alone(bench: Bench, task: str, 
     assert (bench.left(), bench.dead()) == (0, dead + len(no_ids))
 
 
+def test_a_text_that_utf8_cannot_carry_is_found_before_the_task_runs(bench: Bench) -> None:
+    past = {"worker": "\ud800", "started": 1.0, "seconds": 1.0, "ended": "\udce9"}
+    bench.put(properties({"task": "add", "id": "in-odd-group", "group": "caf\udce9"}), b"[[1], {}, {}]")
+    bench.put(
+        properties({"task": "add", "id": "with-odd-past", "tq-history": [past, {**past, "worker": "w"}]}), b"[[1], {}, {}]"
+    )
+    with worker(app, background=False) as at_work:
+        runs = {run.id: run.event for run in at_work.advance(SOME_TIME)}
+        assert (runs["in-odd-group"], runs["with-odd-past"]) == ("dead-lettered", "succeeded")
+        assert app.result("with-odd-past").get(timeout=0) == [1]
+
+
 @MANY
 @given(RANDOM)
 def test_any_envelopes_that_came_back_together(bench: Bench, rng: Random) -> None:
