@@ -47,9 +47,10 @@ OPTION_NAMES = frozenset(SendOptions.__annotations__)
 FOLLOWERS = frozenset({"link", "link_error"})
 FLOW_OPTION_NAMES = OPTION_NAMES | FOLLOWERS
 
-#: Names of queues that hold dead letters, what goes first, what is delayed, and trials: no worker would run a call from there.
+#: Names of queues that hold dead letters, what goes first, what is delayed, trials, and what operators say: no worker would run
+#: a call from there.
 _ENDS_OF_OURS = (dead_letter_queue(""), ".returned")
-_BEGINNINGS_OF_OURS = (TRIAL_PREFIX, "taskq_delayed_")
+_BEGINNINGS_OF_OURS = (TRIAL_PREFIX, "taskq_delayed_", "taskq.control.")
 
 
 def checked(options: Mapping[str, Any]) -> dict[str, Any]:

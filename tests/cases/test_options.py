@@ -106,6 +106,7 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"queue": "mail.returned"}, "rename yours"),
     ({"queue": "taskq.trial.x"}, "rename yours"),
     ({"queue": "taskq_delayed_3"}, "rename yours"),
+    ({"queue": "taskq.control.pauses"}, "rename yours"),
     ({"quue": "mail"}, "unknown option 'quue'; did you mean 'queue'?"),
     ({"retry_policy": {}}, "unknown option 'retry_policy'; there are countdown, "),
 ]
