@@ -33,6 +33,8 @@ get_handler: Callable[[int], Any] = _signal.getsignal
 #: As these functions want it, which know nothing of ``signal.SIG_DFL``.
 DEFAULT = int(_signal.SIG_DFL)
 set_wakeup: Callable[..., int] = _signal.set_wakeup_fd
+_set_timer: Callable[..., Any] = _signal.setitimer
+_TIMERS = (int(_signal.ITIMER_REAL), int(_signal.ITIMER_VIRTUAL), int(_signal.ITIMER_PROF))
 
 
 def do_nothing(*_: object) -> None:
@@ -47,21 +49,27 @@ def ignore_shutdown_signals() -> None:
     """Set the handlers of ``DEAF``, and let through what the supervisor and the kernel say, whatever was set before."""
     for number, handler in DEAF.items():
         set_handler(number, handler)
-    set_wakeup(-1)
+    end_timers()
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {*DEAF, SOFT_SIGNAL, DUMP_SIGNAL, signal.SIGCHLD})
 
 
+def end_timers() -> None:
+    """End what would strike whoever runs later: wake-ups, alarms, and the timers of profilers and watchdogs."""
+    set_wakeup(-1)
+    for timer in _TIMERS:
+        _set_timer(timer, 0.0)
+    faulthandler.cancel_dump_traceback_later()
+
+
 def keeper(handlers: Mapping[int, Handler]) -> Callable[[], None]:
-    """What brings these handlers back, and ends what a task left behind that would strike the next one, such as an alarm."""
+    """What brings these handlers back, and ends the timers that a task left behind."""
     pairs = tuple(handlers.items())
 
     def restore() -> None:
         for number, handler in pairs:
             if get_handler(number) is not handler:
                 set_handler(number, handler)
-        set_wakeup(-1)
-        _signal.setitimer(_signal.ITIMER_REAL, 0.0)
-        faulthandler.cancel_dump_traceback_later()
+        end_timers()
 
     return restore
 
