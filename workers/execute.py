@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from time import monotonic  # now: limits must not depend on what a task puts in its place
 from types import TracebackType
 from typing import Any
 
@@ -182,7 +183,7 @@ class Executor:
                 self.surroundings.release()
             except BaseException as error:  # noqa: BLE001  # the border to the application: whatever it raises is the task's failure
                 terminated = self.surroundings.release()
-                error = error.with_traceback(_below_ours(error.__traceback__))
+                error = BaseException.with_traceback(error, _below_ours(error.__traceback__))
                 seconds = time.perf_counter() - started
                 return self._revoked(task, call, seconds) if terminated else self._raised(task, call, error, seconds)
             return self._returned(task, call, embed, value, time.perf_counter() - started)
@@ -234,7 +235,7 @@ class Executor:
         settings, policy, retries = self._settings, task.retry_policy, call.attempt.retries
         hard = call.time_limit or task.time_limit or settings.time_limit
         soft = call.soft_time_limit or task.soft_time_limit or settings.soft_time_limit
-        now = time.monotonic()
+        now = monotonic()
         again_after = policy.delay(retries) if hard and task.on_timeout == "retry" and policy.allows(retries) else -1.0
         return Terms(
             call.attempt.id,
@@ -366,7 +367,6 @@ class Executor:
 
     def _unknown(self, call: Call, queue: str, now: float) -> Outcome:
         """Another worker may know the task, or the next deployment: give it back for a while, but neither drop it nor spin."""
-        # No longer because of a header that names a moment to come.
         since, ttl = min(now, call.message.moment(UNKNOWN_SINCE) or now), self._settings.unknown_task_ttl
         if now - since >= ttl:
             detail = f"no worker of queue {queue!r} knew task {call.attempt.task!r} for {ttl:g} s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -40,6 +41,19 @@ def test_the_import_has_replaced_signal_handlers(sqlite_stage: Stage) -> None:
         assert held.get(timeout=5) == "key"
         assert len(worker.logged("child_died")) == 1
         assert worker.logged("zygote_died") == []
+
+
+def test_a_clock_that_a_task_has_replaced_is_not_what_the_next_ones_limits_go_by(sqlite_stage: Stage) -> None:
+    with sqlite_stage.worker(APP, "-c", "1", "--time-limit", "30") as worker:
+        client = sqlite_stage.client()
+        client.send_task("run", ["clock"]).get(timeout=15)
+        held = client.send_task("hold", ["key"])
+        (holding,) = sqlite_stage.traced("hold")
+        # Limits are looked at meanwhile.
+        eventually(lambda: time.time() > holding["at"] + 0.5)
+        sqlite_stage.open_gate("gate")
+        assert held.get(timeout=15) == "key"
+        assert worker.logged("child_died") == []
 
 
 @pytest.mark.parametrize("left", ["loop_signals", "default_signals", "alarm", "dump_later"])
