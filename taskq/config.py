@@ -21,6 +21,7 @@ from urllib.parse import quote, unquote
 
 from taskq import checks
 from taskq.errors import ConfigurationError
+from taskq.options import queue_name, queue_names
 
 Source = Literal["default", "keyword", "environment", "command line"]
 #: A number of bytes. In settings it may also be written as text with a unit: "200M", "1.5G", "512KiB".
@@ -245,8 +246,7 @@ def _check_ranges(values: Mapping[str, Any]) -> None:
             raise ConfigurationError(f"{name} must not be negative, not {value}")
         if value > most:
             raise ConfigurationError(f"{name} must be {most} at most, not {value}")
-    if not values["default_queue"]:
-        raise ConfigurationError("default_queue must not be empty")
+    queue_name("default_queue", values["default_queue"])
 
 
 def absolute(name: str, url: str, folder: Path | None = None) -> str:
@@ -326,8 +326,8 @@ def convert(name: str, value: Any, called: str) -> Any:
 
 
 def _text(name: str, value: Any, called: str) -> str:
-    if name == "queues" and isinstance(value, (list, tuple, set, frozenset)):
-        return ",".join(checks.text(called, queue) for queue in value)
+    if name == "queues" and value != "":
+        return ",".join(queue_names(called, value))
     if name == "http" and type(value) is int:
         return str(value)
     return checks.text(called, value) if value != "" else ""

@@ -106,6 +106,15 @@ def queue_name(name: str, value: Any) -> str:
     return queue
 
 
+def queue_names(name: str, value: Any) -> list[str]:
+    """The names of queues, in one text or several, separated by commas; raises as ``checked``."""
+    texts = value if isinstance(value, (list, tuple, set, frozenset)) else [value]
+    queues = [queue.strip() for given in texts for queue in text(name, given).split(",") if queue.strip()]
+    if texts and not queues:
+        raise ConfigurationError(f"{name} names no queue: {shown(value)}")
+    return [queue_name(name, queue) for queue in queues]
+
+
 def positional(task: str, args: Any) -> Sequence[Any]:
     """The positional arguments of a call; an iterator is consumed. Raises ``ArgumentRefused`` for what is no list of them."""
     if type(args) in (tuple, list):

@@ -223,6 +223,17 @@ def test_queue_names_are_trimmed_and_unique() -> None:
     assert settings().queue_names == ()
 
 
+@pytest.mark.parametrize("queues", [",", " ", [" "], "mail.dead", "mail,mail.dead", ["mail.returned"], "taskq.control.pauses"])
+def test_a_worker_cannot_be_for_queues_that_taskq_keeps_for_itself_or_for_none(queues: object) -> None:
+    with pytest.raises(ConfigurationError, match=r"names no queue|rename yours"):
+        settings({"queues": queues})
+
+
+def test_calls_cannot_go_by_default_to_a_queue_that_taskq_keeps_for_itself() -> None:
+    with pytest.raises(ConfigurationError, match="rename yours"):
+        settings({"default_queue": "mail.dead"})
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
