@@ -101,6 +101,14 @@ def test_what_is_refused_at_the_call_leaves_the_session_usable(session: AmqpSess
     assert session.purge(queue) == 1
 
 
+def test_what_has_too_long_a_name_can_be_no_queue(session: AmqpSession, queue: str) -> None:
+    for ask in (session.depth, session.purge, session.stats, session.verify, session.letters):
+        with pytest.raises(UnsupportedFeature, match="takes names of 1 to"):
+            ask("q" * 300)
+    session.publish(publications(queue, 1), soon())
+    assert session.depth(queue) == 1
+
+
 def test_priorities_of_a_classic_queue(rabbitmq: RabbitMQ, queue: str) -> None:
     settings = settings_for(rabbitmq.url, queue_type="classic", queue_max_priority=9)
     session = AmqpSession(settings, 10)

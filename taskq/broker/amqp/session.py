@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from amqp.exceptions import NotFound, PreconditionFailed
 
 from taskq.broker.amqp import control as streams
-from taskq.broker.amqp.checks import check_priority
+from taskq.broker.amqp.checks import check_name, check_priority
 from taskq.broker.amqp.connection import BROKEN, close, connect
 from taskq.broker.amqp.letters import AmqpLetters
 from taskq.broker.amqp.outbox import Outbox, Receipt
@@ -217,6 +217,7 @@ class AmqpSession:
 
     def _ask(self, line: str, question: Callable[[Any, str], T]) -> T | None:
         """One question about a queue on a channel of its own: "no such queue" closes that channel, and nothing else."""
+        check_name(line)
         self._connection.deadline = time.monotonic() + self._settings.publish_timeout
         with self._guard():
             try:
