@@ -241,11 +241,11 @@ def _check_ranges(values: Mapping[str, Any]) -> None:
     for name in (name for name, wanted in _TYPES.items() if wanted in _MOST_OF):
         value, most = values[name], _MOST.get(name) or _MOST_OF[_TYPES[name]]
         if value <= 0 and name in _ABOVE_ZERO:
-            raise ConfigurationError(f"{name} must be above 0, not {value}")
+            raise ConfigurationError(f"{name} must be above 0, not {checks.shown(value)}")
         if value < 0:
-            raise ConfigurationError(f"{name} must not be negative, not {value}")
+            raise ConfigurationError(f"{name} must not be negative, not {checks.shown(value)}")
         if value > most:
-            raise ConfigurationError(f"{name} must be {most} at most, not {value}")
+            raise ConfigurationError(f"{name} must be {most} at most, not {checks.shown(value)}")
     queue_name("default_queue", values["default_queue"])
 
 
@@ -304,7 +304,7 @@ def convert(name: str, value: Any, called: str) -> Any:
         value = str.__str__(value)
     if choices := get_args(wanted):
         if value not in choices:
-            raise ConfigurationError(f"{called} must be one of {', '.join(choices)}, not {masked(repr(value))}")
+            raise ConfigurationError(f"{called} must be one of {', '.join(choices)}, not {masked(checks.shown(value))}")
         return value
     if wanted is bool:
         return _truth(value, called)
@@ -321,23 +321,24 @@ def convert(name: str, value: Any, called: str) -> Any:
         exact = False
     if not exact:
         kind = {"int": "a whole number", "float": "a number"}[wanted.__name__]
-        raise ConfigurationError(f"{called} must be {kind}, not {masked(repr(value))}")
+        raise ConfigurationError(f"{called} must be {kind}, not {masked(checks.shown(value))}")
     return number
 
 
 def _text(name: str, value: Any, called: str) -> str:
     if name == "queues" and value != "":
         return ",".join(queue_names(called, value))
-    if name == "http" and type(value) is int:
+    if name == "http" and type(value) is int and 0 <= value <= 65_535:
         return str(value)
     return checks.text(called, value) if value != "" else ""
 
 
 def _truth(value: Any, called: str) -> bool:
     words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
-    truth = words.get(str(value).strip().lower())
+    is_word = isinstance(value, (str, bool)) or (type(value) is int and value in (0, 1))
+    truth = words.get(str(value).strip().lower()) if is_word else None
     if truth is None:
-        raise ConfigurationError(f"{called} must be true or false, not {masked(repr(value))}")
+        raise ConfigurationError(f"{called} must be true or false, not {masked(checks.shown(value))}")
     return truth
 
 
@@ -351,7 +352,9 @@ def _bytes(value: Any, called: str) -> int:
         return int(float(size[1]) * _UNITS[size[2].lower()])
     if type(value) is int:
         return value
-    raise ConfigurationError(f"{called} must be a number of bytes, such as 200M, 1.5G or 512KiB, not {masked(repr(value))}")
+    raise ConfigurationError(
+        f"{called} must be a number of bytes, such as 200M, 1.5G or 512KiB, not {masked(checks.shown(value))}"
+    )
 
 
 def _nearest(name: str) -> str:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict
 
 from taskq.checks import MOST_SECONDS, is_text, number_of_seconds, shown, text, truth
+from taskq.describe import text_of
 from taskq.errors import ArgumentRefused, ConfigurationError
 from taskq.message import PROTOCOL_HEADERS, TICK, TICK_COPY, TRIAL_PREFIX, dead_letter_queue
 
@@ -163,11 +164,14 @@ def _moment(name: str, value: Any) -> datetime:
     if not isinstance(value, datetime):
         raise ConfigurationError(f"{name} must be a datetime with a time zone, not {shown(value)}")
     try:
-        if value.utcoffset() is None:
-            raise ConfigurationError(f"{name} needs a time zone; write datetime.now(UTC) + …, or use seconds")
-        return value.astimezone(UTC)
+        moment = None if value.utcoffset() is None else value.astimezone(UTC)
     except (OverflowError, ValueError):
         raise ConfigurationError(f"{name} is {shown(value)}, which is before or after all time in UTC") from None
+    except Exception as error:  # its time zone is the application's
+        raise ConfigurationError(f"{name} has a time zone that fails: {text_of(error)}") from error
+    if moment is None:
+        raise ConfigurationError(f"{name} needs a time zone; write datetime.now(UTC) + …, or use seconds")
+    return moment
 
 
 def _expiry(name: str, value: Any) -> float | datetime:
@@ -187,8 +191,8 @@ def _headers(name: str, value: Any) -> dict[str, Any]:
             raise ConfigurationError(f"the name of a header must be a text of 1 to {LONGEST_ID} bytes, and not {shown(header)}")
         ours = header.startswith("tq-") and header not in (TICK, TICK_COPY)
         if ours or header in _RESERVED or header.startswith(_BROKERS_HEADERS):
-            raise ConfigurationError(f"the header {header!r} is part of the protocol; give yours another name")
-    return {header: header_value(f"the header {header!r}", item) for header, item in value.items()}
+            raise ConfigurationError(f"the header {shown(header)} is part of the protocol; give yours another name")
+    return {header: header_value(f"the header {shown(header)}", item) for header, item in value.items()}
 
 
 def header_value(where: str, value: Any, depth: int = DEEPEST_HEADER) -> Any:

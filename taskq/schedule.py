@@ -19,6 +19,7 @@ from zoneinfo import ZoneInfo, available_timezones
 import msgspec
 
 from taskq import log
+from taskq.checks import seconds, shown
 from taskq.compose import NOBODY
 from taskq.cron import Crontab, cron
 from taskq.decoding import decoded
@@ -57,7 +58,7 @@ class ScheduleOptions(TypedDict, total=False):
     timezone: str | ZoneInfo
     misfire: Misfire
     overlap: Overlap
-    jitter: float
+    jitter: float | timedelta
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -236,11 +237,11 @@ def schedule_of(
     timezone: str | ZoneInfo = "UTC",
     misfire: Misfire = "latest",
     overlap: Overlap = "allow",
-    jitter: float = 0.0,
+    jitter: float | timedelta = 0.0,
 ) -> Schedule:
     """A schedule in the words of an application; raises ``ConfigurationError`` and what ``delay`` raises for arguments."""
     if not isinstance(signature, Canvas):
-        raise WrongType(f"schedule {name!r}: what is sent must be a signature, such as task.s(1), not {signature!r}")
+        raise WrongType(f"schedule {shown(name)}: what is sent must be a signature, such as task.s(1), not {shown(signature)}")
     signature.check(0)
     try:
         step = signature.step()
@@ -253,20 +254,20 @@ def schedule_of(
             step=step,
             misfire=misfire,
             overlap=overlap,
-            jitter=float(jitter),
+            jitter=float(seconds("jitter", jitter)),
         )
     except (ConfigurationError, MessageError, RecursionError) as error:
-        raise ConfigurationError(f"schedule {name!r}: {error}") from None
+        raise ConfigurationError(f"schedule {shown(name)}: {error}") from None
 
 
-def _check(name: Any, misfire: str, overlap: str, jitter: float) -> None:
+def _check(name: Any, misfire: str, overlap: str, jitter: float | timedelta) -> None:
     if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= LONGEST_NAME:
         raise ConfigurationError(f"its name must be a printable text of {LONGEST_NAME} characters at most")
     for word, value, words in (("misfire", misfire, get_args(Misfire)), ("overlap", overlap, get_args(Overlap))):
         if value not in words:
-            raise ConfigurationError(f"{word} must be one of {', '.join(words)}, not {value!r}")
-    if not (type(jitter) in (int, float) and 0 <= jitter <= 86_400):
-        raise ConfigurationError(f"jitter must be a number of seconds from 0 to 86400, not {jitter!r}")
+            raise ConfigurationError(f"{word} must be one of {', '.join(words)}, not {shown(value)}")
+    if not 0 <= seconds("jitter", jitter) <= 86_400:
+        raise ConfigurationError(f"jitter must be a number of seconds from 0 to 86400, not {shown(jitter)}")
 
 
 def _entry_of(entry: Crontab | timedelta | str) -> Entry:
@@ -282,7 +283,7 @@ def _entry_of(entry: Crontab | timedelta | str) -> Entry:
                     f" {LONGEST.days} days"
                 )
             return Every(entry // _MICROSECOND)
-    raise ConfigurationError(f"when it is due is said by a crontab(), a timedelta or a text of cron's, not by {entry!r}")
+    raise ConfigurationError(f"when it is due is said by a crontab(), a timedelta or a text of cron's, not by {shown(entry)}")
 
 
 def _check_options(step: Step, overlap: Overlap) -> None:
@@ -309,9 +310,9 @@ def _known_zone(zone: str | ZoneInfo) -> str:
     try:
         ZoneInfo(name)
     except (KeyError, ValueError, OSError, TypeError):
-        near = difflib.get_close_matches(str(name), _zones(), n=1, cutoff=0.5)
+        near = difflib.get_close_matches(shown(name), _zones(), n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else "; write one of IANA's names, such as 'Europe/Berlin'"
-        raise ConfigurationError(f"there is no time zone {name!r}{hint}") from None
+        raise ConfigurationError(f"there is no time zone {shown(name)}{hint}") from None
     return name
 
 
