@@ -89,7 +89,7 @@ class Supervised:
         self.number = number
         self.task = 0
         self.waited = UNKNOWN
-        self.ran = False
+        self.ran = self.asked = False
 
     def met(self, task: str, waited: float) -> None:
         """Keep it for the report."""
@@ -98,6 +98,7 @@ class Supervised:
 
     def may_begin(self, begun: Record) -> bool:
         """Ask the supervisor, which answers once the record is stored."""
+        self.asked = True
         self._pipe.sendall(pack_report(self.number, ASKED, 0, Outcome("begun", record=begun)))
         return self.inbox.answer(self.number)
 
@@ -140,8 +141,8 @@ class Supervised:
 
 
 def main(execute: Executor, pipe: socket, note: Note) -> None:
-    """Serve the pipe until the supervisor closes it."""
-    monotonic = time.monotonic
+    """Serve the pipe until the supervisor closes it, or a task seems to have spoilt this process for those after it."""
+    monotonic, used = time.monotonic, False
     execute.surroundings = surroundings = Supervised(pipe, note, execute.names)
     pipe.sendall(pack_report(0, READY))
     for number, delivery in surroundings.inbox:
@@ -150,7 +151,13 @@ def main(execute: Executor, pipe: socket, note: Note) -> None:
             pipe.sendall(pack_report(number, SKIPPED))
             continue
         surroundings.begin(number)
+        faults = execute.faults
         outcome = execute(delivery)
+        if used and execute.faults > faults and not (surroundings.ran or surroundings.asked):
+            # It has not begun, and gets another try in a process where no task has put anything in the place of what we need.
+            pipe.sendall(pack_report(number, SKIPPED))
+            return
+        used = used or surroundings.ran
         if outcome is None:
             pipe.sendall(pack_report(number, SKIPPED))
         else:

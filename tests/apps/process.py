@@ -167,6 +167,10 @@ def do_alarm() -> None:
     signal.setitimer(signal.ITIMER_REAL, 0.3)
 
 
+def do_time() -> None:
+    time.time = lambda: "x"  # type: ignore[assignment,return-value]  # on purpose
+
+
 def do_clock() -> None:
     time.monotonic = lambda: 0.0
 

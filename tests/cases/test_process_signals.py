@@ -56,6 +56,20 @@ def test_a_clock_that_a_task_has_replaced_is_not_what_the_next_ones_limits_go_by
         assert worker.logged("child_died") == []
 
 
+def test_what_a_task_has_put_in_the_place_of_what_we_need_costs_its_process_alone(sqlite_stage: Stage) -> None:
+    with sqlite_stage.worker(APP, "-c", "1") as worker:
+        client = sqlite_stage.client()
+        client.send_task("run", ["time"])
+        sqlite_stage.traced("run")
+        others = [client.send_task("whose", [number]) for number in range(5)]
+        assert [other.get(timeout=15) for other in others] == list(range(5))
+        assert worker.stop() == 0
+    # Its own end is what it has spoilt.
+    [letter] = sqlite_stage.drain(1, f"{sqlite_stage.queue}.dead")
+    assert letter.headers["task"] == "run"
+    assert not sqlite_stage.depth(f"{sqlite_stage.queue}.dead")
+
+
 @pytest.mark.parametrize("left", ["loop_signals", "default_signals", "alarm", "dump_later"])
 def test_what_a_task_leaves_behind_does_not_strike_the_next_one(sqlite_stage: Stage, left: str) -> None:
     with sqlite_stage.worker(APP, "-c", "1") as worker:
