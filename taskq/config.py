@@ -216,14 +216,11 @@ def _checked(values: dict[str, Any], sources: dict[str, Source]) -> Settings:
     """Fills in what depends on other settings, and refuses what cannot work."""
     if not values["broker"]:
         values["broker"] = f"sqlite:///{state_database()}"
-    _check_scheme("broker", values["broker"], BROKER_SCHEMES)
     if not values["backend"]:
         values["backend"] = values["broker"] if values["broker"].startswith("sqlite:") else "off"
-    if values["backend"] != "off":
-        _check_scheme("backend", values["backend"], BACKEND_SCHEMES)
+    check_alone(values)
     if values["backend"].startswith("rpc:") and values["broker"].startswith("sqlite:"):
         raise ConfigurationError("backend='rpc://' needs an amqp:// broker: results go back through its reply queues")
-    _check_ranges(values)
     if 0 < values["time_limit"] <= values["soft_time_limit"]:
         raise ConfigurationError(
             f"soft_time_limit must be below time_limit={values['time_limit']:g}, not {values['soft_time_limit']:g}: "
@@ -231,14 +228,18 @@ def _checked(values: dict[str, Any], sources: dict[str, Source]) -> Settings:
         )
     if values["queue_max_priority"] and values["queue_type"] == "quorum" and values["broker"].startswith("amqp"):
         raise ConfigurationError("queue_max_priority needs queue_type='classic': RabbitMQ's quorum queues have no priorities")
-    if values["http"]:
-        http_address(values["http"])
     values["concurrency"] = values["concurrency"] or cpu_count()
     return Settings(**values, sources=sources)
 
 
-def _check_ranges(values: Mapping[str, Any]) -> None:
-    for name in (name for name, wanted in _TYPES.items() if wanted in _MOST_OF):
+def check_alone(values: Mapping[str, Any]) -> None:
+    """Refuses, with a ``ConfigurationError``, those that cannot work whatever the other settings are."""
+    for name, schemes in (("broker", BROKER_SCHEMES), ("backend", BACKEND_SCHEMES)):
+        if (url := values.get(name)) and (name, url) != ("backend", "off"):
+            _check_scheme(name, url, schemes)
+    if values.get("http"):
+        http_address(values["http"])
+    for name in (name for name in values if _TYPES[name] in _MOST_OF):
         value, most = values[name], _MOST.get(name) or _MOST_OF[_TYPES[name]]
         if value <= 0 and name in _ABOVE_ZERO:
             raise ConfigurationError(f"{name} must be above 0, not {checks.shown(value)}")
@@ -246,7 +247,8 @@ def _check_ranges(values: Mapping[str, Any]) -> None:
             raise ConfigurationError(f"{name} must not be negative, not {checks.shown(value)}")
         if value > most:
             raise ConfigurationError(f"{name} must be {most} at most, not {checks.shown(value)}")
-    queue_name("default_queue", values["default_queue"])
+    if "default_queue" in values:
+        queue_name("default_queue", values["default_queue"])
 
 
 def absolute(name: str, url: str, folder: Path | None = None) -> str:
@@ -352,9 +354,8 @@ def _bytes(value: Any, called: str) -> int:
         return int(float(size[1]) * _UNITS[size[2].lower()])
     if type(value) is int:
         return value
-    raise ConfigurationError(
-        f"{called} must be a number of bytes, such as 200M, 1.5G or 512KiB, not {masked(checks.shown(value))}"
-    )
+    told = masked(checks.shown(value))
+    raise ConfigurationError(f"{called} must be a number of bytes, such as 200M, 1.5G or 512KiB, not {told}")
 
 
 def _nearest(name: str) -> str:

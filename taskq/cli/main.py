@@ -5,7 +5,10 @@ Exit codes: 0 done, 1 what was asked for could not be had, 2 wrong usage, 130 in
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
+import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -65,6 +68,17 @@ class _Commands(click.Group):
             except UnicodeEncodeError:
                 raise click.UsageError(f"{text!r} is not UTF-8") from None
         return super().parse_args(ctx, args)
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().main(*args, **options)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            # What could not be written would fail once more at the interpreter's exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            click.echo(f"Error: {error}; the output is not complete", err=True)
+            sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

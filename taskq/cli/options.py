@@ -13,7 +13,7 @@ import click
 
 from taskq import TaskQ, checks
 from taskq.cli.loading import load_app
-from taskq.config import ABOUT, DEFAULTS, Settings, absolute, convert
+from taskq.config import ABOUT, DEFAULTS, Settings, absolute, check_alone, convert
 from taskq.errors import ConfigurationError
 
 #: The settings that matter to whoever talks to the broker without running tasks.
@@ -45,6 +45,7 @@ def with_settings(*names: str) -> Callable[[Command], Command]:
                     for name, value in given.items()
                     if value not in (None, ())
                 }
+                check_alone(settings)
             except ConfigurationError as error:
                 raise click.UsageError(str(error)) from None
             # What is relative is so to where the command was given, wherever the application's import goes.

@@ -105,6 +105,11 @@ def test_no_option_of_a_command_means_two_things(name: str) -> None:
         (["ps", "-t", "0"], "it must be a number of seconds above 0, not 0.0"),
         (["dead", "lst"], "No such command 'lst'"),
         (["dead", "list", "--since", "yesterday"], "'yesterday' is no moment; write 2026-11-22T08:00, or 15m"),
+        (["config", "--grace", "-1"], "grace must not be negative, not -1.0"),
+        (["worker", "-A", "nowhere", "-c", "99999"], "concurrency must be 1024 at most, not 99999"),
+        (["worker", "-A", "nowhere", "--http", "x"], "http must be host:port"),
+        (["worker", "-A", "nowhere", "-b", "foo"], "broker='foo' is not a URL"),
+        (["worker", "-A", "nowhere", "-Q", "mail.dead"], "rename yours"),
         (["dead", "replay", "--rate", "0"], "Invalid value for '--rate': 0 is not a number above 0"),
     ],
 )
@@ -121,7 +126,7 @@ def test_wrong_usage_is_said_and_exits_2(arguments: list[str], message: str) -> 
         ({"TASKQ_BROKER": "ftp://:secret@h"}, ["queues"], "Error: broker='ftp://:***@h' is not a URL that taskq speaks"),
         ({"TASKQ_GRCE": "1"}, ["config"], "Error: unknown setting TASKQ_GRCE; did you mean 'grace'?"),
         ({"TASKQ_APP": "nowhere:app"}, ["queues"], "Error: there is no module 'nowhere'"),
-        ({}, ["config", "--grace", "-1"], "Error: grace must not be negative, not -1.0"),
+        ({"TASKQ_GRACE": "-1"}, ["config"], "Error: grace must not be negative, not -1.0"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exits_1(environment: dict[str, str], arguments: list[str], message: str) -> None:
@@ -129,6 +134,16 @@ def test_a_users_mistake_is_one_line_and_exits_1(environment: dict[str, str], ar
     assert ended.exit_code == 1
     assert ended.stderr.startswith(message)
     assert ended.stderr.count("\n") == 1
+
+
+def test_an_output_that_takes_no_more_is_said_and_exits_1() -> None:
+    for argument in ("config", "--help"):
+        command = [sys.executable, "-m", "taskq", argument]
+        with open("/dev/full", "w", encoding="utf-8") as full:
+            ended = subprocess.run(command, check=False, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert ended.returncode == 1
+        assert "No space left on device; the output is not complete" in ended.stderr
+        assert ended.stderr.count("\n") == 1
 
 
 def test_python_m_taskq_is_the_same_and_help_imports_no_driver() -> None:
