@@ -27,6 +27,7 @@ from taskq.function import same, where
 from taskq.launch import Follow, launch
 from taskq.locks import Lock
 from taskq.message import Publication, dead_letter_queue
+from taskq.options import identifier
 from taskq.plan import Plan
 from taskq.preflight import check_later
 from taskq.results import open_store
@@ -243,7 +244,7 @@ class TaskQ:
         Returns once the broker keeps this for every worker, those to come included, or raises as ``delay``.
         """
         self.publisher.control(
-            Revoke(checks.text("the id of a task", task_id), checks.truth("terminate", terminate), time.time())
+            Revoke(identifier("the id of a task", task_id), checks.truth("terminate", terminate), time.time())
         )
 
     def pause(self, queue: str) -> None:

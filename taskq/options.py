@@ -141,7 +141,8 @@ def keywords(task: str, kwargs: Any) -> Mapping[str, Any]:
     return kwargs
 
 
-def _id(name: str, value: Any) -> str:
+def identifier(name: str, value: Any) -> str:
+    """The id of a task or a group; raises as ``checked``."""
     task_id = text(name, value)
     if (size := len(task_id.encode())) > LONGEST_ID:
         raise ConfigurationError(f"{name} is {size} bytes, over {LONGEST_ID}: {shown(value)}")
@@ -225,7 +226,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "countdown": seconds,
     "eta": _moment,
     "expires": _expiry,
-    "task_id": _id,
+    "task_id": identifier,
     "ignore_result": truth,
     "time_limit": _limit,
     "soft_time_limit": _limit,

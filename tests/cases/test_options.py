@@ -259,6 +259,11 @@ def test_the_default_queue_of_calls_is_none_of_taskqs_own() -> None:
         TaskQ("cases", broker="sqlite:////nowhere/x.db", default_queue="mail.dead")
 
 
+def test_what_can_be_no_id_of_a_task_is_not_revoked(app: TaskQ) -> None:
+    with pytest.raises(ConfigurationError, match="300 bytes, over 255"):
+        app.revoke("i" * 300)
+
+
 def test_headers_count_for_the_size_of_a_message(app: TaskQ) -> None:
     with pytest.raises((MessageTooLarge, ConfigurationError), match="task 'note': "):
         app.tasks["note"].apply_async(headers={"x": "h" * 1_100_000})
