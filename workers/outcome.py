@@ -119,7 +119,7 @@ def record(
         meta["round"] = turn
     if isinstance(group := headers.get("group"), str):
         meta["group_id"] = group
-    if history := past(message):
+    if history := attempts(headers.get(HISTORY)):
         meta["attempts"] = history
     if run is not None:
         meta[AT_MOST_ONCE] = True
@@ -188,8 +188,7 @@ def ended(
 
 def past(message: Message) -> list[dict[str, Any]]:
     """The attempts that the message remembers, oldest first."""
-    history = attempts(message.headers.get(HISTORY))
-    return [msgspec.to_builtins(attempt) for attempt in history]
+    return [msgspec.to_builtins(attempt) for attempt in attempts(message.headers.get(HISTORY))]
 
 
 def with_attempt(message: Message, worker: str, started: float, seconds: float, ended: str) -> Message:
