@@ -14,7 +14,7 @@ import msgspec
 from taskq.checks import MOST_SECONDS, shown, text
 from taskq.errors import ConfigurationError
 from taskq.message import SENT, Message, Publication
-from taskq.options import checked, queue_name
+from taskq.options import checked
 
 _HOSTNAME = socket.gethostname()
 
@@ -50,9 +50,9 @@ def compose(
         text("the name of a task", task)
         options = checked(options)
         delay = _delay(options, now)
-        queue = options.get("queue") or queue_name("queue", queue)
     except ConfigurationError as error:
         raise ConfigurationError(f"task {shown(task)}: {error}") from None
+    queue = options.get("queue") or queue
     task_id = options.get("task_id") or str(uuid.uuid4())
     headers: dict[str, Any] = {
         "lang": "py",
