@@ -109,6 +109,12 @@ def headers(rng: Random) -> dict[str, Any]:
     return {**plain, **some(rng, HEADERS if rng.random() < 0.1 else HEADERS[2:], 3)}
 
 
+def properties(headers: dict[str, Any]) -> bytes:
+    """The properties of a row of the SQLite broker, of which only the headers are odd."""
+    plain = {"content-type": "application/json", "content-encoding": "utf-8", "headers": headers, "properties": {}}
+    return json.dumps(plain).encode()
+
+
 def envelope(rng: Random) -> tuple[bytes, bytes]:
     """A message as it stands in a row of the SQLite broker: its properties and its body."""
     if rng.random() < 0.05:

@@ -5,7 +5,6 @@ On the loop of ``taskq.testing``, which is the worker's own custody, settling an
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import suppress
@@ -61,12 +60,6 @@ def bench() -> Iterator[Bench]:
         bench.file.close()
 
 
-def properties(headers: dict[str, Any]) -> bytes:
-    """A message's properties, of which only the headers are odd."""
-    plain = {"content-type": "application/json", "content-encoding": "utf-8", "headers": headers, "properties": {}}
-    return json.dumps(plain).encode()
-
-
 def settles_beside_neighbours(bench: Bench, properties: bytes, body: bytes) -> list[str]:
     """Run the message between two good ones; returns how everything ended."""
     before = add.delay(1)
@@ -101,7 +94,7 @@ def test_what_is_no_id_is_the_end_of_its_message_alone(bench: Bench, task: str, 
     before, dead = add.delay(1), bench.dead()
     no_ids: list[Any] = ["", None, 5, [1], {"a": {}}]
     for task_id in no_ids:
-        bench.put(properties({"task": task, "id": task_id}), b"[[1], {}, {}]", redelivered=redelivered)
+        bench.put(hostile.properties({"task": task, "id": task_id}), b"[[1], {}, {}]", redelivered=redelivered)
     with worker(app, background=False) as at_work:
         at_work.advance(SOME_TIME)
         assert before.get(timeout=0) == [1]
@@ -110,9 +103,10 @@ def test_what_is_no_id_is_the_end_of_its_message_alone(bench: Bench, task: str, 
 
 def test_a_text_that_utf8_cannot_carry_is_found_before_the_task_runs(bench: Bench) -> None:
     past = {"worker": "\ud800", "started": 1.0, "seconds": 1.0, "ended": "\udce9"}
-    bench.put(properties({"task": "add", "id": "in-odd-group", "group": "caf\udce9"}), b"[[1], {}, {}]")
+    bench.put(hostile.properties({"task": "add", "id": "in-odd-group", "group": "caf\udce9"}), b"[[1], {}, {}]")
     bench.put(
-        properties({"task": "add", "id": "with-odd-past", "tq-history": [past, {**past, "worker": "w"}]}), b"[[1], {}, {}]"
+        hostile.properties({"task": "add", "id": "with-odd-past", "tq-history": [past, {**past, "worker": "w"}]}),
+        b"[[1], {}, {}]",
     )
     with worker(app, background=False) as at_work:
         runs = {run.id: run.event for run in at_work.advance(SOME_TIME)}
@@ -127,7 +121,7 @@ def test_any_envelopes_that_came_back_together(bench: Bench, rng: Random) -> Non
     for _ in range(5):
         # The id is what they are asked about together.
         headers = {**hostile.headers(rng), "id": hostile.odd(rng)}
-        bench.put(properties(headers), hostile.body(rng), redelivered=True)
+        bench.put(hostile.properties(headers), hostile.body(rng), redelivered=True)
         bench.put(*hostile.envelope(rng), redelivered=True)
     after = add.delay(2)
     with worker(app, background=False) as at_work:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests import hostile
 from tests.support import Stage, eventually
 
 
@@ -16,10 +17,9 @@ def put(file: sqlite3.Connection, queue: str, headers: dict[str, Any], embed: di
     """A message in the queue, as if it had been held before; returns its id."""
     task_id = str(uuid.uuid4())
     known = {"lang": "py", "task": "add", "id": task_id, "retries": 0, **headers}
-    properties = {"content-type": "application/json", "content-encoding": "utf-8", "headers": known, "properties": {}}
     sql = "insert into messages (queue, priority, redelivered, properties, body) values (?, 0, ?, ?, ?)"
     body = json.dumps([[1, 1], {}, embed])
-    file.execute(sql, (queue, redelivered, json.dumps(properties).encode(), body.encode()))
+    file.execute(sql, (queue, redelivered, hostile.properties(known), body.encode()))
     return task_id
 
 
